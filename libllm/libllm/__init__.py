@@ -1,0 +1,1 @@
+"""The library in front of llmos: clients, service authors, the command line."""

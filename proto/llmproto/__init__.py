@@ -1,0 +1,1 @@
+"""The wire schema: every message that crosses a process boundary, defined once."""
