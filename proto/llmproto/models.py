@@ -1,0 +1,113 @@
+"""Conversation 0x04: the model table."""
+
+import enum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from llmproto.base import Id16, Int53, Message, Name, Path
+from llmproto.generation import Token
+
+
+class ModelAdd(Message, frozen=True):
+    """Operator -> `tokenizer`: examine this folder and put it into the table.  Answered by ModelAdded, or Failed(INVALID |
+    DENIED).  Adding the same content under the same name again is no error."""
+
+    path: Path
+    """Absolute path of a Hugging Face folder, on the node of the system."""
+    name: Name | None = None
+    """Absent: the folder's own name."""
+
+
+class ModelAdded(Message, frozen=True):
+    """`tokenizer` -> operator, answers ModelAdd."""
+
+    name: Name
+    digest: Id16
+
+
+class ModelEntry(msgspec.Struct, frozen=True):
+    """What the kernel knows of a model: enough to admit and to place, nothing of its contents."""
+
+    name: Name
+    path: Path
+    digest: Id16
+    """Of configuration, tokenizer and weights."""
+    architecture: Name
+    context_tokens: Annotated[int, Meta(ge=1, le=(1 << 53) - 1)]
+    vocabulary: Int53
+    weight_bytes: Int53
+    end_tokens: list[Token] = []
+    chat: bool = False
+    """It has a chat template."""
+    created_s: Int53 = 0
+    """Unix time of its registration, set by the kernel."""
+
+
+class ModelRegister(Message, frozen=True):
+    """`tokenizer` or store -> kernel, citing an operator's request (or of its own for what is built in).  Answered by
+    Done, or Failed(DENIED | EXHAUSTED | INVALID)."""
+
+    model: ModelEntry
+    default: bool = False
+    """Use it where a request names no model, unless the configuration says otherwise."""
+
+
+class ModelAsk(Message, frozen=True):
+    """Anyone -> kernel.  Answered by ModelFound, or Failed(INVALID) naming the models there are."""
+
+    name: Name | None = None
+    """Absent: the default model."""
+
+
+class ModelFound(Message, frozen=True):
+    """Kernel -> requester, answers ModelAsk."""
+
+    model: ModelEntry
+
+
+class ModelState(enum.StrEnum):
+    """What a model's replicas are doing."""
+
+    IDLE = "idle"
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class ModelRow(msgspec.Struct, frozen=True):
+    """A line of `llmos models`."""
+
+    model: ModelEntry
+    state: ModelState
+    replicas: Int53
+    threads: Int53
+    default: bool
+    path: str = ""
+    """Precision and code path in use, of a loaded replica."""
+    detail: str = ""
+    """Why it failed."""
+
+
+class ModelsAsk(Message, frozen=True):
+    """Anyone -> kernel.  Answered by Models."""
+
+
+class Models(Message, frozen=True):
+    """Kernel -> requester, answers ModelsAsk."""
+
+    rows: list[ModelRow]
+
+
+class ModelRemove(Message, frozen=True):
+    """Operator -> kernel: forget this model; its threads go on to their end.  Answered by Done, or Failed."""
+
+    name: Name
+
+
+class ModelLoad(Message, frozen=True):
+    """Client -> kernel: start loading now, before the first thread.  Answered by Done at once, or Failed(INVALID)."""
+
+    name: Name | None = None
+    """Absent: the default model."""
