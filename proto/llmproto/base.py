@@ -1,7 +1,8 @@
 """What every message is made of: the base struct, ids and the header.
 
-Ids are MessagePack `bin`; every other integer stays below 2^53, so that readers whose numbers are doubles can
-follow. A peer's address is its *session*: 16 bytes that it chose at random and keeps across reconnects.
+Ids are MessagePack `bin`; every other integer stays below 2^53, so that readers whose numbers
+are doubles can follow. A peer's address is its *session*: 16 bytes that it chose at random and
+keeps across reconnects.
 """
 
 from typing import Annotated, Any, NewType
@@ -49,7 +50,8 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
     reply_to: Id16 | None = None
     """The id of the message that this one answers."""
     source: Annotated[bytes, Meta(max_length=16)] = b""
-    """Session of the sender.  Set by the kernel from the connection; what a peer writes here is overwritten."""
+    """Session of the sender.  Set by the kernel from the connection; what a peer writes here is
+    overwritten."""
     cause: Id16 | None = None
     """The id of the request on whose behalf this one is made: rights and tenant come from there."""
     epoch: Int53 = 0
@@ -59,7 +61,8 @@ class Header(msgspec.Struct, frozen=True, array_like=True):
     blobs: Annotated[list[Int53], Meta(max_length=limits.BLOBS_MAX)] = []
     """Length in bytes of each frame behind the body."""
     tenant: Int53 | None = None
-    """From a gateway: a tenant handle that the kernel gave to it.  Towards services: the tenant, set by the kernel."""
+    """From a gateway: a tenant handle that the kernel gave to it.  Towards services: the
+    tenant, set by the kernel."""
     peer: Id16 | None = None
     """The session of one peer: goes to it and nobody else."""
     trace: Annotated[bytes, Meta(max_length=64)] | None = None

@@ -21,7 +21,8 @@ class Failed(Message, frozen=True):
 
 
 class Hello(Message, frozen=True):
-    """Peer -> kernel, first on every connection.  Answered by Welcome, or Failed(DENIED | INVALID | EXHAUSTED)."""
+    """Peer -> kernel, first on every connection.  Answered by Welcome, or Failed(DENIED |
+    INVALID | EXHAUSTED)."""
 
     session: Id16
     """Random, kept across reconnects of one peer incarnation."""
@@ -34,7 +35,8 @@ class Hello(Message, frozen=True):
     protocol_max: Annotated[int, Meta(ge=1, le=255)] = limits.PROTOCOL_VERSION
     """Highest protocol version that the peer speaks."""
     process: Name | None = None
-    """The process name that init started it under; absent for clients and services started by somebody else."""
+    """The process name that init started it under; absent for clients and services started by
+    somebody else."""
     incarnation: Int53 = 0
     """Which start of that process this is."""
     pid: Int53 | None = None
@@ -42,7 +44,8 @@ class Hello(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """Kernel -> peer, answers Hello.  All credit starts anew; the peer lists what it holds with a Beat."""
+    """Kernel -> peer, answers Hello.  All credit starts anew; the peer lists what it holds with
+    a Beat."""
 
     kernel_epoch: Int53
     """Grows by one with every start of the kernel of this home."""
@@ -59,7 +62,8 @@ class Welcome(Message, frozen=True):
 
 
 class Unknown(Message, frozen=True):
-    """Kernel -> peer, answers anything but Hello on a connection that has not been welcomed: say Hello."""
+    """Kernel -> peer, answers anything but Hello on a connection that has not been welcomed:
+    say Hello."""
 
     kernel_epoch: Int53
     """The epoch that the peer is not part of yet."""
@@ -69,15 +73,18 @@ class Beat(Message, frozen=True):
     """Peer -> kernel, every `beat_ms` and right after Welcome: alive, and what it holds."""
 
     progress: Int53 = 0
-    """Grows whenever work moves (steps, requests); the kernel compares it with what it knows to be outstanding."""
+    """Grows whenever work moves (steps, requests); the kernel compares it with what it knows to
+    be outstanding."""
     threads: list[Annotated[bytes, Meta(min_length=8, max_length=8)]] = []
     """Sink: the threads it keeps.  Executor: the threads resident on it."""
     positions: list[Int53] = []
-    """Sink: highest committed position received, one for each thread.  Executor: the residency of each thread."""
+    """Sink: highest committed position received, one for each thread.  Executor: the residency
+    of each thread."""
 
 
 class Working(Message, frozen=True):
-    """Service -> kernel, before work that makes no visible progress for long: extends the budget of progress."""
+    """Service -> kernel, before work that makes no visible progress for long: extends the
+    budget of progress."""
 
     what: Name
     """For `ps`: `loading`, `capturing`, ..."""

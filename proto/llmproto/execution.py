@@ -12,12 +12,14 @@ from llmproto.threads import PackedTokens
 
 
 class ExecutorReady(Message, frozen=True):
-    """Executor -> kernel, after Welcome, once its model is loaded.  Not answered: Run follows when there is work."""
+    """Executor -> kernel, after Welcome, once its model is loaded.  Not answered: Run follows
+    when there is work."""
 
     model: Name
     digest: Id16
     context_tokens: Int53
-    """The longest context that it takes: the model's, or what its KV cache holds, whichever is less."""
+    """The longest context that it takes: the model's, or what its KV cache holds, whichever is
+    less."""
     blocks: Int53
     """KV blocks in all."""
     block_tokens: Int53
@@ -30,7 +32,8 @@ class ExecutorReady(Message, frozen=True):
 
 
 class Run(Message, frozen=True, array_like=True):
-    """Kernel -> executor: compute this thread from its context.  Hot: an array.  Answered by Stepped, GaveBack or Refused."""
+    """Kernel -> executor: compute this thread from its context.  Hot: an array.  Answered by
+    Stepped, GaveBack or Refused."""
 
     thread: Thread
     residency: Int53
@@ -50,8 +53,9 @@ class Run(Message, frozen=True, array_like=True):
 
 
 class Stepped(Message, frozen=True, array_like=True):
-    """Executor -> kernel: proposed tokens of one step, one row a thread.  Hot: an array.  Answered by Committed (the
-    watermark) or Resync; rows at or below the watermark are duplicates."""
+    """Executor -> kernel: proposed tokens of one step, one row a thread.  Hot: an array.
+    Answered by Committed (the watermark) or Resync; rows at or below the watermark are
+    duplicates."""
 
     threads: list[Thread]
     residencies: list[Int53]
@@ -75,13 +79,15 @@ class Resync(Message, frozen=True):
 
 
 class Drop(Message, frozen=True):
-    """Kernel -> executor: these residencies are over; free their blocks within the step.  Not answered."""
+    """Kernel -> executor: these residencies are over; free their blocks within the step.  Not
+    answered."""
 
     residencies: Annotated[list[Int53], Meta(max_length=limits.THREADS_MAX)]
 
 
 class GaveBack(Message, frozen=True):
-    """Executor -> kernel: no blocks left; this thread returns to the queue with what was committed.  Not answered."""
+    """Executor -> kernel: no blocks left; this thread returns to the queue with what was
+    committed.  Not answered."""
 
     threads: list[Thread]
     residencies: list[Int53]
@@ -89,7 +95,8 @@ class GaveBack(Message, frozen=True):
 
 
 class Refused(Message, frozen=True):
-    """Executor -> kernel: this thread can never run here; it ends with this error.  Not answered."""
+    """Executor -> kernel: this thread can never run here; it ends with this error.  Not
+    answered."""
 
     thread: Thread
     residency: Int53
@@ -98,7 +105,8 @@ class Refused(Message, frozen=True):
 
 
 class LoadFailed(Message, frozen=True):
-    """Executor -> kernel: the model cannot be loaded; it exits.  Threads that wait for it end with this error."""
+    """Executor -> kernel: the model cannot be loaded; it exits.  Threads that wait for it end
+    with this error."""
 
     model: Name
     kind: ErrorKind

@@ -15,7 +15,8 @@ Thread = Annotated[bytes, Meta(min_length=8, max_length=8)]
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """How the next token is chosen.  All defaults together mean: sample from the model's own distribution."""
+    """How the next token is chosen.  All defaults together mean: sample from the model's own
+    distribution."""
 
     temperature: Annotated[float, Meta(ge=0.0, le=100.0)] = 1.0
     """0: the most likely token (ties to the lowest id)."""
@@ -26,7 +27,8 @@ class Sampling(msgspec.Struct, frozen=True):
     min_p: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
     """Drop tokens less likely than this times the most likely one."""
     repetition_penalty: Annotated[float, Meta(gt=0.0, le=100.0)] = 1.0
-    """Divides positive (multiplies negative) logits of tokens that occur in prompt or output (Keskar et al. 2019)."""
+    """Divides positive (multiplies negative) logits of tokens that occur in prompt or output
+    (Keskar et al. 2019)."""
     presence_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
     """Subtracted once from the logit of every token that occurs in the output."""
     frequency_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
@@ -40,7 +42,8 @@ class Sampling(msgspec.Struct, frozen=True):
     seed: Int53 = 0
     """The random number for position i is a function of (seed, i, token id) alone."""
     logprobs: Annotated[int, Meta(ge=0, le=limits.LOGPROBS_MAX)] | None = None
-    """Report the log-probability of each chosen token, and of so many alternatives.  Absent: neither."""
+    """Report the log-probability of each chosen token, and of so many alternatives.  Absent:
+    neither."""
     prompt_logprobs: bool = False
     """Report log-probabilities of the prompt's tokens too (with `logprobs`)."""
     ignore_eos: bool = False
@@ -57,7 +60,8 @@ class ChatMessage(msgspec.Struct, frozen=True):
 
 
 class Generate(Message, frozen=True):
-    """Client -> `tokenizer`.  Answered by Accepted, or Failed; then Text until every choice has ended.
+    """Client -> `tokenizer`.  Answered by Accepted, or Failed; then Text until every choice has
+    ended.
 
     Exactly one of `prompt`, `prompt_tokens` and `messages` is present.
     """
@@ -106,7 +110,8 @@ class Accepted(Message, frozen=True):
 
 
 class TokenScore(msgspec.Struct, frozen=True, array_like=True):
-    """Log-probabilities at one position, after penalties, bias and temperature 1: natural logarithm."""
+    """Log-probabilities at one position, after penalties, bias and temperature 1: natural
+    logarithm."""
 
     token: Token
     logprob: float | None
@@ -125,7 +130,8 @@ class TextScore(msgspec.Struct, frozen=True, array_like=True):
     top_tokens: list[Token] = []
     top_logprobs: list[float] = []
     offset: Int53 = 0
-    """Where the token's text begins, in UTF-8 bytes of the stream (of the prompt, for its tokens)."""
+    """Where the token's text begins, in UTF-8 bytes of the stream (of the prompt, for its
+    tokens)."""
 
 
 class StreamEnd(msgspec.Struct, frozen=True, array_like=True):
@@ -142,8 +148,9 @@ class StreamEnd(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Text(Message, frozen=True, array_like=True):
-    """Sink -> client: new text of any number of its streams, one row a stream.  Hot: an array.  May be lost and asked
-    for again (Attach); rows whose offset was already received are duplicates."""
+    """Sink -> client: new text of any number of its streams, one row a stream.  Hot: an array.
+    May be lost and asked for again (Attach); rows whose offset was already received are
+    duplicates."""
 
     streams: list[Stream]
     offsets: list[Int53]
@@ -171,11 +178,13 @@ class StreamAcked(Message, frozen=True):
 
 
 class Attach(Message, frozen=True):
-    """Client -> sink: send this stream to me, from this offset.  Answered by Attached, or Failed(STALE | DENIED)."""
+    """Client -> sink: send this stream to me, from this offset.  Answered by Attached, or
+    Failed(STALE | DENIED)."""
 
     stream: Stream
     offset: Int53
-    """Bytes that the client holds.  Beyond what was committed (after the loss of an unsynced tail): STALE, with both."""
+    """Bytes that the client holds.  Beyond what was committed (after the loss of an unsynced
+    tail): STALE, with both."""
     scores: Int53 = 0
     """Scored tokens that the client holds."""
 

@@ -1,6 +1,8 @@
-"""Conversation 0x08: init and the kernel, over their socketpair (one message a datagram, no header).
+"""Conversation 0x08: init and the kernel, over their socketpair (one message a datagram, no
+header).
 
-Init has no policy: it forks, kills and reports.  Everything here may be repeated to a new kernel.
+Init has no policy: it forks, kills and reports.  Everything here may be repeated to a new
+kernel.
 """
 
 from typing import Annotated
@@ -34,7 +36,8 @@ class Fork(Message, frozen=True):
 
 
 class Signal(Message, frozen=True):
-    """Kernel -> init: signal this child and, for SIGKILL, its descendants.  A pid that is gone is no error."""
+    """Kernel -> init: signal this child and, for SIGKILL, its descendants.  A pid that is gone
+    is no error."""
 
     pid: Int53
     incarnation: Int53
@@ -74,7 +77,8 @@ class Exit(msgspec.Struct, frozen=True):
 
 
 class Promoted(Message, frozen=True):
-    """Init -> kernel, first: you are the kernel now, and this is what lives.  Sent to a fresh or a standby kernel."""
+    """Init -> kernel, first: you are the kernel now, and this is what lives.  Sent to a fresh
+    or a standby kernel."""
 
     boot_id: Id16
     children: list[Child]

@@ -1,7 +1,8 @@
 """The one table of message kinds.
 
-One number range a conversation; numbers are never reused.  0x8000 and above belong to plug-in services: their kinds
-are scoped by the service name in the header's target and are routed by the kernel without being decoded.
+One number range a conversation; numbers are never reused.  0x8000 and above belong to plug-in
+services: their kinds are scoped by the service name in the header's target and are routed by
+the kernel without being decoded.
 """
 
 from typing import Final

@@ -1,33 +1,30 @@
 """Every bound of the system, each with its reason.
 
-A number stands here once; the schema, the kernel and the services read it from here. What happens at a bound is
-always an early typed refusal or stopped reading (credit), never growth.
+A number stands here once; the schema, the kernel and the services read it from here. What
+happens at a bound is always an early typed refusal or stopped reading (credit), never growth.
 """
 
 from typing import Final
 
 PROTOCOL_VERSION: Final = 1
 
-# --- frames -----------------------------------------------------------------------------------------------------------
+# --- frames ---------------------------------------------------------------------------
 MESSAGE_BYTES_MAX: Final = (
     1 << 20
 )  # all frames together; bounds a context, keeps one sender from filling a pipe
-HEADER_BYTES_MAX: Final = (
-    4096  # the largest legal header is under 1 KB; the rest is room for traces
-)
+# the largest legal header is under 1 KB; the rest is room for traces
+HEADER_BYTES_MAX: Final = 4096
 BLOBS_MAX: Final = 64  # frames behind the body
 NAME_BYTES_MAX: Final = 256  # model, service and key names: they appear in tables and file names
 DETAIL_BYTES_MAX: Final = 4096  # error text for people
 PATH_BYTES_MAX: Final = 4096  # PATH_MAX on Linux
 
-# --- generation -------------------------------------------------------------------------------------------------------
+# --- generation -----------------------------------------------------------------------
 TOKEN_ID_MAX: Final = (1 << 24) - 1  # vocabularies stay far below 16 million
-CONTEXT_TOKENS_MAX: Final = (
-    190_000  # what one message can carry at 4 bytes a token, with room to spare
-)
-PROMPT_BYTES_MAX: Final = (
-    900_000  # the text of a prompt or of all chat messages; the rest of the message is overhead
-)
+# what one message can carry at 4 bytes a token, with room to spare
+CONTEXT_TOKENS_MAX: Final = 190_000
+# the text of a prompt or of all chat messages; the rest of the message is overhead
+PROMPT_BYTES_MAX: Final = 900_000
 CHOICES_MAX: Final = 128  # `n` of one request; OpenAI's own limit
 STOPS_MAX: Final = 16  # stop strings of one request
 STOP_BYTES_MAX: Final = 256  # one stop string: bounds the text held back while it may still match
@@ -35,14 +32,12 @@ LOGPROBS_MAX: Final = 20  # alternatives a position; OpenAI's own limit
 LOGIT_BIASES_MAX: Final = 1024
 SINK_STATE_BYTES_MAX: Final = 16_384  # 16 stops of 256 bytes, and names
 CREDIT_TOKENS: Final = 256  # tokens a thread may run beyond what its client has consumed
-STEPS_AHEAD_MAX: Final = (
-    8  # steps an executor may run beyond the watermark: hides one journal turn, bounds rework
-)
+# steps an executor may run beyond the watermark: hides one journal turn, bounds rework
+STEPS_AHEAD_MAX: Final = 8
 
-# --- tables -----------------------------------------------------------------------------------------------------------
-SESSIONS_MAX: Final = (
-    4096  # connections of one kernel: file descriptors are 20,000 on a stock server
-)
+# --- tables ---------------------------------------------------------------------------
+# connections of one kernel: file descriptors are 20,000 on a stock server
+SESSIONS_MAX: Final = 4096
 THREADS_MAX: Final = 16_384  # accepted and not forgotten; about 1 KB each without its tokens
 THREADS_PER_TENANT_MAX: Final = 4096  # one tenant cannot take the whole table
 CONTEXT_TOKENS_TOTAL_MAX: Final = 64_000_000  # tokens held by all contexts: 256 MB at 4 bytes
@@ -53,45 +48,44 @@ MODELS_MAX: Final = 1024
 API_KEYS_MAX: Final = 4096
 TENANTS_MAX: Final = 8192
 
-# --- times ------------------------------------------------------------------------------------------------------------
+# --- times ----------------------------------------------------------------------------
 BEAT_MS: Final = 500  # every peer's heartbeat
 SESSION_LEASE_MS: Final = 2_000  # a session without a beat for so long is gone
-SERVICE_SILENT_MS: Final = (
-    2_000  # a service without a beat for so long is dead (a stopped one, say)
-)
+# a service without a beat for so long is dead (a stopped one, say)
+SERVICE_SILENT_MS: Final = 2_000
 KERNEL_SILENT_MS: Final = 2_000  # init kills a kernel that has not beaten for so long
-STEP_BUDGET_MS: Final = 2_000  # an executor that holds work and commits nothing for so long is dead, unless it said Working
-WORKING_MS_MAX: Final = 600_000  # the longest budget that Working may ask for: loading the largest models from slow disks
+# an executor that holds work and commits nothing for so long is dead, unless it said Working
+STEP_BUDGET_MS: Final = 2_000
+# the longest budget that Working may ask for: loading the largest models from slow disks
+WORKING_MS_MAX: Final = 600_000
 STARTING_MS_MAX: Final = 60_000  # from fork to Hello
 STOPPING_MS_MAX: Final = 2_000  # from SIGTERM to SIGKILL
-RUN_RESEND_MS: Final = (
-    1_000  # a Run that its executor does not list as held after so long is sent again
-)
-SINK_RESEND_MS: Final = (
-    1_000  # commits that their sink does not list as received after so long are sent again
-)
-REQUEST_RETRY_MS: Final = (
-    2_000  # a client repeats an unanswered request after so long, with the same key
-)
-STREAM_SILENT_MS: Final = (
-    2_000  # a client asks again for a stream on which nothing came for so long
-)
+# a Run that its executor does not list as held after so long is sent again
+RUN_RESEND_MS: Final = 1_000
+# commits that their sink does not list as received after so long are sent again
+SINK_RESEND_MS: Final = 1_000
+# a client repeats an unanswered request after so long, with the same key
+REQUEST_RETRY_MS: Final = 2_000
+# a client asks again for a stream on which nothing came for so long
+STREAM_SILENT_MS: Final = 2_000
 LINGER_MS: Final = 30_000  # a resumable thread whose client is gone keeps its place for so long
 RESUME_MS_MAX: Final = 600_000  # ended contexts and request keys are kept for so long
 MODEL_IDLE_MS: Final = 900_000  # a model without threads for so long is unloaded
 SYNC_MS: Final = 20  # group sync of the journal
 ACK_MS: Final = 100  # consumers acknowledge at most this often, unless half the credit is used
 
-# --- failures ---------------------------------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------
 STRIKES_MAX: Final = 2  # self-made deaths alone at one position that end a thread
 ALONE_DEATHS_MAX: Final = 6  # self-made deaths alone, at any position, that end a thread
-RESTARTS_MAX: Final = 8  # restarts of one role within RESTART_WINDOW_MS before quarantine (attributed deaths not counted)
+# restarts of one role within RESTART_WINDOW_MS before quarantine (attributed deaths not
+# counted)
+RESTARTS_MAX: Final = 8
 RESTART_WINDOW_MS: Final = 10_000
 BACKOFF_MS_FIRST: Final = 50  # after the second death in the window; doubles
 BACKOFF_MS_MAX: Final = 2_000
 QUARANTINE_MS: Final = 30_000  # a role that exceeded its intensity is tried again after so long
 
-# --- journal ----------------------------------------------------------------------------------------------------------
+# --- journal --------------------------------------------------------------------------
 SEGMENT_BYTES: Final = 4 << 20  # preallocated: one allocation in some 100,000 commits
 JOURNAL_RESERVE_BYTES: Final = (
     1 << 20

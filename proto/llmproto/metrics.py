@@ -28,7 +28,8 @@ class Distribution(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Metrics(Message, frozen=True):
-    """Service -> `monitor`, every few seconds: its totals.  Not answered; a lost one costs nothing."""
+    """Service -> `monitor`, every few seconds: its totals.  Not answered; a lost one costs
+    nothing."""
 
     process: Name
     incarnation: Int53

@@ -11,8 +11,9 @@ from llmproto.generation import Token
 
 
 class ModelAdd(Message, frozen=True):
-    """Operator -> `tokenizer`: examine this folder and put it into the table.  Answered by ModelAdded, or Failed(INVALID |
-    DENIED).  Adding the same content under the same name again is no error."""
+    """Operator -> `tokenizer`: examine this folder and put it into the table.  Answered by
+    ModelAdded, or Failed(INVALID | DENIED).  Adding the same content under the same name again
+    is no error."""
 
     path: Path
     """Absolute path of a Hugging Face folder, on the node of the system."""
@@ -46,8 +47,8 @@ class ModelEntry(msgspec.Struct, frozen=True):
 
 
 class ModelRegister(Message, frozen=True):
-    """`tokenizer` or store -> kernel, citing an operator's request (or of its own for what is built in).  Answered by
-    Done, or Failed(DENIED | EXHAUSTED | INVALID)."""
+    """`tokenizer` or store -> kernel, citing an operator's request (or of its own for what is
+    built in).  Answered by Done, or Failed(DENIED | EXHAUSTED | INVALID)."""
 
     model: ModelEntry
     default: bool = False
@@ -101,13 +102,15 @@ class Models(Message, frozen=True):
 
 
 class ModelRemove(Message, frozen=True):
-    """Operator -> kernel: forget this model; its threads go on to their end.  Answered by Done, or Failed."""
+    """Operator -> kernel: forget this model; its threads go on to their end.  Answered by Done,
+    or Failed."""
 
     name: Name
 
 
 class ModelLoad(Message, frozen=True):
-    """Client -> kernel: start loading now, before the first thread.  Answered by Done at once, or Failed(INVALID)."""
+    """Client -> kernel: start loading now, before the first thread.  Answered by Done at once,
+    or Failed(INVALID)."""
 
     name: Name | None = None
     """Absent: the default model."""

@@ -91,7 +91,8 @@ class ThreadRow(msgspec.Struct, frozen=True):
 
 
 class ThreadsAsk(Message, frozen=True):
-    """Anyone -> kernel: the threads of the caller's tenant (an operator: all).  Answered by Threads."""
+    """Anyone -> kernel: the threads of the caller's tenant (an operator: all).  Answered by
+    Threads."""
 
     limit: Annotated[int, Meta(ge=1, le=2048)] = 1024
     """At most so many rows, the youngest first."""
@@ -147,24 +148,27 @@ class Status(Message, frozen=True):
 
 
 class ProcessKill(Message, frozen=True):
-    """Operator -> kernel: send this signal to a process; its restart policy then applies.  Answered by Done, or
-    Failed(STALE | DENIED)."""
+    """Operator -> kernel: send this signal to a process; its restart policy then applies.
+    Answered by Done, or Failed(STALE | DENIED)."""
 
     name: Name
     signal: Annotated[int, Meta(ge=1, le=64)] = 9
 
 
 class ProcessStarted(Message, frozen=True):
-    """Service -> kernel, once, when it is ready to answer; the gateway names its address.  Not answered."""
+    """Service -> kernel, once, when it is ready to answer; the gateway names its address.  Not
+    answered."""
 
     address: Annotated[str, Meta(max_length=1024)] = ""
 
 
 class Shutdown(Message, frozen=True):
-    """Operator -> kernel: stop every process and end.  Answered by Done; accepted threads go on at the next boot."""
+    """Operator -> kernel: stop every process and end.  Answered by Done; accepted threads go on
+    at the next boot."""
 
 
 class Note(Message, frozen=True):
-    """Service -> kernel: a line for the kernel's log and `llmos logs`, from a service without a log of its own."""
+    """Service -> kernel: a line for the kernel's log and `llmos logs`, from a service without a
+    log of its own."""
 
     text: Detail

@@ -9,8 +9,8 @@ from llmproto.base import Int53, Message, Name
 
 
 class KeyPresent(Message, frozen=True):
-    """Gateway -> kernel: whose key is this?  Answered by KeyPresented, or Failed(DENIED).  The key itself is never stored
-    or logged."""
+    """Gateway -> kernel: whose key is this?  Answered by KeyPresented, or Failed(DENIED).  The
+    key itself is never stored or logged."""
 
     key: Annotated[bytes, Meta(min_length=1, max_length=256)]
 
@@ -25,7 +25,8 @@ class KeyPresented(Message, frozen=True):
 
 
 class KeyAdd(Message, frozen=True):
-    """Operator -> kernel: accept the key with this digest.  Answered by Done, or Failed(INVALID | EXHAUSTED | DENIED)."""
+    """Operator -> kernel: accept the key with this digest.  Answered by Done, or Failed(INVALID
+    | EXHAUSTED | DENIED)."""
 
     name: Name
     """Name of the key; also of its tenant."""

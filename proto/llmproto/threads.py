@@ -10,7 +10,8 @@ from llmproto.errors import ErrorKind
 from llmproto.generation import Sampling, Thread, Token, TokenScore
 
 PackedTokens = Annotated[bytes, Meta(max_length=4 * limits.CONTEXT_TOKENS_MAX)]
-"""Token ids as little-endian uint32, one after another: a context is copied and journaled without being read."""
+"""Token ids as little-endian uint32, one after another: a context is copied and journaled
+without being read."""
 
 END_NONE = 0
 END_STOP = 1
@@ -21,11 +22,12 @@ END_ERROR = 4
 
 
 class ThreadSpawn(Message, frozen=True):
-    """Sink -> kernel, citing the client's request as its cause.  Answered by ThreadSpawned, or Failed(EXHAUSTED |
-    INVALID | DENIED)."""
+    """Sink -> kernel, citing the client's request as its cause.  Answered by ThreadSpawned, or
+    Failed(EXHAUSTED | INVALID | DENIED)."""
 
     key: Id16
-    """The client's request key; with `index` it names the thread, so that a repeated spawn finds it."""
+    """The client's request key; with `index` it names the thread, so that a repeated spawn
+    finds it."""
     index: Annotated[int, Meta(ge=0, lt=limits.CHOICES_MAX)]
     digest: Id16
     """Of the request's content: the same key with other content is INVALID."""
@@ -51,9 +53,11 @@ class ThreadSpawned(Message, frozen=True):
 
 
 class SinkOpen(Message, frozen=True):
-    """Kernel -> sink, for every thread of its service after Welcome, and again when tokens were lost on the way.
+    """Kernel -> sink, for every thread of its service after Welcome, and again when tokens were
+    lost on the way.
 
-    Holds all that the sink needs to make the text anew: it never depends on what an earlier incarnation did.
+    Holds all that the sink needs to make the text anew: it never depends on what an earlier
+    incarnation did.
     """
 
     thread: Thread
@@ -73,10 +77,11 @@ class SinkOpen(Message, frozen=True):
 
 
 class Committed(Message, frozen=True, array_like=True):
-    """Kernel -> sink (tokens to deliver) and kernel -> executor (the watermark: `tokens` empty).  Hot: an array.
+    """Kernel -> sink (tokens to deliver) and kernel -> executor (the watermark: `tokens`
+    empty).  Hot: an array.
 
-    Position 0 is the first prompt token.  Rows are in order for each thread; a row whose end is not 0 and whose
-    token is absent (`None`) ends the thread without a further token.
+    Position 0 is the first prompt token.  Rows are in order for each thread; a row whose end is
+    not 0 and whose token is absent (`None`) ends the thread without a further token.
     """
 
     threads: list[Thread]
@@ -90,7 +95,8 @@ class Committed(Message, frozen=True, array_like=True):
 
 
 class SinkAcked(Message, frozen=True):
-    """Sink -> kernel, lazily: how far the clients have consumed.  Gives credit; not answered; losing one only re-sends."""
+    """Sink -> kernel, lazily: how far the clients have consumed.  Gives credit; not answered;
+    losing one only re-sends."""
 
     threads: list[Thread]
     positions: list[Int53]
@@ -99,8 +105,8 @@ class SinkAcked(Message, frozen=True):
 
 
 class ThreadEnd(Message, frozen=True):
-    """Sink -> kernel: the thread ends at this position (a stop string matched).  Not answered.  The first journaled end
-    wins; tokens beyond `at` are cut."""
+    """Sink -> kernel: the thread ends at this position (a stop string matched).  Not answered.
+    The first journaled end wins; tokens beyond `at` are cut."""
 
     thread: Thread
     at: Int53
@@ -108,13 +114,15 @@ class ThreadEnd(Message, frozen=True):
 
 
 class ThreadCancel(Message, frozen=True):
-    """Client or sink -> kernel: end it within a step, always.  Answered by Done, or Failed(STALE | DENIED)."""
+    """Client or sink -> kernel: end it within a step, always.  Answered by Done, or
+    Failed(STALE | DENIED)."""
 
     thread: Thread
 
 
 class ThreadSuspend(Message, frozen=True):
-    """Client -> kernel: leave the device, keep the context.  Answered by Done, or Failed(STALE | DENIED)."""
+    """Client -> kernel: leave the device, keep the context.  Answered by Done, or Failed(STALE
+    | DENIED)."""
 
     thread: Thread
 

@@ -1,7 +1,7 @@
 """Frames to messages and back: the only encoder and decoder of the bus.
 
-Invariant: whatever bytes arrive, decoding gives a value or raises RemoteError(INVALID), and never holds more memory
-than a fixed multiple of what arrived.
+Invariant: whatever bytes arrive, decoding gives a value or raises RemoteError(INVALID), and
+never holds more memory than a fixed multiple of what arrived.
 """
 
 import array
