@@ -1,0 +1,1 @@
+"""The model executor: token ids in, token ids out."""
