@@ -49,6 +49,8 @@ KINDS: Final[dict[int, type[Message]]] = {
     0x0209: threads.ThreadResume,
     0x020A: threads.ThreadRenice,
     0x020B: threads.Done,
+    0x020C: threads.SinkDrop,
+    0x020D: threads.ThreadAdopt,
     0x0301: execution.ExecutorReady,
     0x0302: execution.Run,
     0x0303: execution.Stepped,

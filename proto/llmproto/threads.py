@@ -62,6 +62,8 @@ class SinkOpen(Message, frozen=True):
 
     thread: Thread
     tenant: Int53
+    session: Id16
+    """Where the text goes."""
     sink_state: Annotated[bytes, Meta(max_length=limits.SINK_STATE_BYTES_MAX)]
     prompt_tokens: Int53
     tokens: PackedTokens
@@ -144,3 +146,16 @@ class ThreadRenice(Message, frozen=True):
 
 class Done(Message, frozen=True):
     """Kernel or service -> requester: it was done."""
+
+
+class SinkDrop(Message, frozen=True):
+    """Kernel -> sink: these threads are forgotten; forget them too.  Not answered."""
+
+    threads: list[Thread]
+
+
+class ThreadAdopt(Message, frozen=True):
+    """Sink -> kernel, citing a client's Attach as its cause: the thread's text goes to that client
+    from now on.  Answered by Done, or Failed(STALE | DENIED)."""
+
+    thread: Thread
