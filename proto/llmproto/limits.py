@@ -6,12 +6,12 @@ happens at a bound is always an early typed refusal or stopped reading (credit),
 
 from typing import Final
 
+# the version that this schema describes; it grows only when readers of the last would break
 PROTOCOL_VERSION: Final = 1
 
 # --- frames ---------------------------------------------------------------------------
-MESSAGE_BYTES_MAX: Final = (
-    1 << 20
-)  # all frames together; bounds a context, keeps one sender from filling a pipe
+# all frames together; bounds a context, keeps one sender from filling a pipe
+MESSAGE_BYTES_MAX: Final = 1 << 20
 # the largest legal header is under 1 KB; the rest is room for traces
 HEADER_BYTES_MAX: Final = 4096
 BLOBS_MAX: Final = 64  # frames behind the body
@@ -29,7 +29,7 @@ CHOICES_MAX: Final = 128  # `n` of one request; OpenAI's own limit
 STOPS_MAX: Final = 16  # stop strings of one request
 STOP_BYTES_MAX: Final = 256  # one stop string: bounds the text held back while it may still match
 LOGPROBS_MAX: Final = 20  # alternatives a position; OpenAI's own limit
-LOGIT_BIASES_MAX: Final = 1024
+LOGIT_BIASES_MAX: Final = 1024  # each costs one addition at every step
 SINK_STATE_BYTES_MAX: Final = 16_384  # 16 stops of 256 bytes, and names
 CREDIT_TOKENS: Final = 256  # tokens a thread may run beyond what its client has consumed
 # steps an executor may run beyond the watermark: hides one journal turn, bounds rework
@@ -43,10 +43,12 @@ THREADS_PER_TENANT_MAX: Final = 4096  # one tenant cannot take the whole table
 CONTEXT_TOKENS_TOTAL_MAX: Final = 64_000_000  # tokens held by all contexts: 256 MB at 4 bytes
 REQUESTS_IN_FLIGHT_MAX: Final = 4096  # unanswered requests of one session
 REQUESTS_HELD_MAX: Final = 256  # requests waiting for a service that restarts
-PROCESSES_MAX: Final = 256
-MODELS_MAX: Final = 1024
-API_KEYS_MAX: Final = 4096
-TENANTS_MAX: Final = 8192
+# request keys remembered after their threads are forgotten: about 200 bytes each
+KEYS_SPENT_MAX: Final = 65_536
+PROCESSES_MAX: Final = 256  # one machine; init looks through them at every exit
+MODELS_MAX: Final = 1024  # names in the table; a reply that lists them fits one message
+API_KEYS_MAX: Final = 4096  # a reply that lists them with short names fits one message
+TENANTS_MAX: Final = 8192  # one for each key, and as many again for local users
 
 # --- times ----------------------------------------------------------------------------
 BEAT_MS: Final = 500  # every peer's heartbeat
@@ -80,14 +82,13 @@ ALONE_DEATHS_MAX: Final = 6  # self-made deaths alone, at any position, that end
 # restarts of one role within RESTART_WINDOW_MS before quarantine (attributed deaths not
 # counted)
 RESTARTS_MAX: Final = 8
-RESTART_WINDOW_MS: Final = 10_000
+RESTART_WINDOW_MS: Final = 10_000  # long enough for several starts to fail, short to forgive
 BACKOFF_MS_FIRST: Final = 50  # after the second death in the window; doubles
-BACKOFF_MS_MAX: Final = 2_000
+BACKOFF_MS_MAX: Final = 2_000  # a repaired fault is noticed within seconds
 QUARANTINE_MS: Final = 30_000  # a role that exceeded its intensity is tried again after so long
 
 # --- journal --------------------------------------------------------------------------
 SEGMENT_BYTES: Final = 4 << 20  # preallocated: one allocation in some 100,000 commits
-JOURNAL_RESERVE_BYTES: Final = (
-    1 << 20
-)  # kept free so that ends and acknowledgements fit when admissions stop
+# kept free so that ends and acknowledgements fit when admissions stop
+JOURNAL_RESERVE_BYTES: Final = 1 << 20
 RECORD_BYTES_MAX: Final = 2 << 20  # one fact: the largest is a thread with its whole context

@@ -1,4 +1,4 @@
-"""The one table of rights: which role may send which message, and which right an HTTP route asks for.
+"""The one table of rights: which role may send which message, what right an HTTP route asks for.
 
 Deny by default: a kind that is not listed is refused to everybody.  Rights belong to connections
 (from the role proof said at Hello) and to API keys; nothing that a peer says of itself counts.

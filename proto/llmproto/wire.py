@@ -13,7 +13,7 @@ import msgspec
 
 from llmproto import limits
 from llmproto.base import Header, Message
-from llmproto.errors import invalid
+from llmproto.errors import RemoteError, invalid
 from llmproto.kinds import KIND_OF, KINDS
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -21,6 +21,9 @@ _header_decoder: Final = msgspec.msgpack.Decoder(Header)
 _body_decoders: Final[dict[int, msgspec.msgpack.Decoder[Message]]] = {
     kind: msgspec.msgpack.Decoder(message) for kind, message in KINDS.items()
 }
+_CONNECTION_KINDS: Final = range(0x0001, 0x0100)
+"""Readable in every protocol version: with them peers agree on one, or part with a reason."""
+_REFUSAL_CHARACTERS_MAX: Final = 400
 _U32: Final = next(code for code in "IL" if array.array(code).itemsize == 4)
 
 
@@ -67,7 +70,11 @@ def decode_header(frames: Sequence[bytes]) -> Header:
     try:
         header = _header_decoder.decode(frames[0])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise invalid(f"header: {error}") from None
+        raise _unreadable("header", error) from None
+    if header.version != limits.PROTOCOL_VERSION and header.kind not in _CONNECTION_KINDS:
+        raise invalid(
+            f"protocol {header.version} is not spoken here, only {limits.PROTOCOL_VERSION}"
+        )
     if header.blobs or len(frames) > 2:
         lengths = [len(blob) for blob in frames[2:]]
         if lengths != header.blobs:
@@ -85,7 +92,12 @@ def decode_body(kind: int, frame: bytes) -> Message:
     try:
         return decoder.decode(frame)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise invalid(f"{KINDS[kind].__name__}: {error}") from None
+        raise _unreadable(KINDS[kind].__name__, error) from None
+
+
+def _unreadable(what: str, error: Exception) -> RemoteError:
+    """The refusal, cut short: msgspec quotes values of enumerations in full, however long."""
+    return invalid(f"{what}: {error}"[:_REFUSAL_CHARACTERS_MAX])
 
 
 def pack_tokens(tokens: Iterable[int]) -> bytes:
