@@ -1,0 +1,330 @@
+"""Chat templates: a model's own Jinja program, run in a sandbox with bounded work and output.
+ Renders what `transformers` renders for the same folder.  A template is part of a model that an
+operator added, not of a request; the bounds are there so that a broken one refuses its request and
+harms nobody else's.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, Final, NoReturn
+
+import jinja2
+from jinja2 import filters, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+from llmproto import limits
+from llmproto.errors import invalid
+from llmproto.generation import ChatMessage
+
+STEPS_MAX: Final = 1_000_000  # turns of loops and calls of macros in one rendering: about a second
+TEXT_CHARACTERS_MAX: Final = (
+    4 * limits.PROMPT_BYTES_MAX
+)  # of any string on the way: what a long chat needs, and room
+NUMBER_BITS_MAX: Final = 4096
+WIDTH_MAX: Final = 1000  # padding and indentation
+PADDING: Final = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill"})
+FORMATTING: Final = frozenset({"format", "format_map", "__mod__"})
+
+
+class Bound(Exception):
+    """The template did more than it may."""
+
+
+class Counted(NodeTransformer):
+    """Rewrites a template so that each turn of a loop, each macro call and each `~` is accounted
+    for.
+    """
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.iter = _call("counted", [_expression(node.iter)], node.lineno)
+        if node.recursive:
+            node.body.insert(0, _step(node.lineno))
+        return node
+
+    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
+        self.generic_visit(node)
+        node.body.insert(0, _step(node.lineno))
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return _call("joined", node.nodes, node.lineno)
+
+
+def _call(name: str, arguments: list[nodes.Expr], line: int) -> nodes.Call:
+    return nodes.Call(nodes.EnvironmentAttribute(name), arguments, [], None, None, lineno=line)
+
+
+def _expression(node: nodes.Node) -> nodes.Expr:
+    assert isinstance(node, nodes.Expr)  # what a loop goes over; Jinja types it wider
+    return node
+
+
+def _step(line: int) -> nodes.Stmt:
+    return nodes.ExprStmt(_call("step", [], line), lineno=line)
+
+
+class GenerationBlock(Extension):
+    """`{% generation %}` marks what the assistant wrote, for training; here it is its content."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The statements between the tags."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class PlainNamespace(Namespace):
+    """A namespace whose attributes cannot reach into Python."""
+
+    def __setitem__(self, name: str, value: object) -> None:
+        if name.startswith("_"):
+            raise jinja2.exceptions.SecurityError(f"a namespace has no attribute {name!r}")
+        super().__setitem__(name, value)
+
+
+class BoundedEnvironment(ImmutableSandboxedEnvironment):
+    """A sandbox that counts.  Invariant: `steps` is what the rendering in progress may still do."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationBlock]
+        )
+        self.steps = STEPS_MAX
+        self.concat = self.bounded_join  # type: ignore[method-assign]  # read by the code that Jinja generates
+        self.filters |= {
+            "tojson": _tojson,
+            "replace": _replace,
+            "join": _join,
+            "center": _center,
+            "indent": _indent,
+            "format": _format,
+            "batch": _batch,
+            "slice": _slice,
+        }
+        self.globals = {
+            "range": self.globals["range"],
+            "cycler": self.globals["cycler"],
+            "joiner": self.globals["joiner"],
+            "dict": dict,
+            "namespace": PlainNamespace,
+            "raise_exception": _raise_exception,
+        }
+
+    def step(self) -> None:
+        """One more turn or call."""
+        self.steps -= 1
+        if self.steps < 0:
+            raise Bound(f"it takes more than {STEPS_MAX} steps")
+
+    def counted(self, items: Iterable[Any]) -> Iterator[Any]:  # Any: whatever a template loops over
+        """The items, each a step."""
+        for item in items:
+            self.step()
+            yield item
+
+    def joined(self, *parts: object) -> str:
+        """The operator `~`."""
+        return self.bounded_join(map(str, parts))
+
+    def bounded_join(self, parts: Iterable[str]) -> str:
+        """The parts together, unless they are too long."""
+        kept: list[str] = []
+        characters = 0
+        for part in parts:
+            characters += len(part)
+            _bounded(characters)
+            kept.append(part)
+        return "".join(kept)
+
+    def call_binop(
+        self, context: Any, operator: str, left: Any, right: Any
+    ) -> Any:  # Any: Jinja's signature
+        """One of the operators that can make much of little."""
+        _check_binop(operator, left, right)
+        return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        """A call of anything; methods of strings that can make much of little are checked first."""
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, str):
+            _check_method(owner, __obj.__name__, args)
+        return super().call(__context, __obj, *args, **kwargs)
+
+
+class ChatTemplate:
+    """One compiled template.  Not for several threads at once: the steps are counted in it."""
+
+    def __init__(self, source: str, named: dict[str, str]) -> None:
+        self._environment = BoundedEnvironment()
+        self._named = named
+        try:
+            tree = Counted().visit(self._environment.parse(source))
+            code = self._environment.compile(tree)
+        except (jinja2.TemplateError, RecursionError) as error:
+            raise invalid(f"the model's chat template does not compile: {_short(error)}") from error
+        self._template = jinja2.Template.from_code(
+            self._environment, code, dict(self._environment.globals)
+        )
+
+    def render(
+        self, messages: Sequence[ChatMessage], *, now: datetime, add_generation_prompt: bool = True
+    ) -> str:
+        """The text of a chat.  `now` is what `strftime_now` formats."""
+        self._environment.steps = STEPS_MAX
+        chat = [{"role": message.role, "content": message.content} for message in messages]
+        parts: list[str] = []
+        characters = 0
+        try:
+            for part in self._template.generate(
+                messages=chat,
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                strftime_now=now.strftime,
+                **self._named,
+            ):
+                characters += len(part)
+                _bounded(characters)
+                parts.append(part)
+        except Bound as error:
+            raise invalid(f"the model's chat template was stopped: {error}") from error
+        except jinja2.TemplateError as error:
+            raise invalid(
+                f"the model's chat template refuses this chat: {_short(error)}"
+            ) from error
+        except (
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RecursionError,
+            MemoryError,
+        ) as error:
+            raise invalid(
+                f"the model's chat template fails on this chat: {_short(error)}"
+            ) from error
+        return "".join(parts)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without the HTML escapes that Jinja's own filter writes."""
+    if isinstance(indent, int):
+        _bounded_width(indent)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _replace(text: object, old: object, new: object, count: int | None = None) -> str:
+    _check_method(str(text), "replace", (str(old), str(new)))
+    return str(text).replace(str(old), str(new), -1 if count is None else count)
+
+
+@jinja2.pass_eval_context
+def _join(
+    context: jinja2.nodes.EvalContext,
+    items: Iterable[Any],
+    between: str = "",
+    attribute: str | int | None = None,
+) -> str:
+    kept = list(items)
+    _bounded(len(kept) * len(str(between)))
+    return str(filters.do_join(context, kept, between, attribute))
+
+
+def _center(text: str, width: int = 80) -> str:
+    _bounded_width(width)
+    return filters.do_center(text, width)
+
+
+def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    _bounded_width(len(width) if isinstance(width, str) else width)
+    _bounded(len(text) + text.count("\n") * (len(width) if isinstance(width, str) else width))
+    return filters.do_indent(text, width, first, blank)
+
+
+def _format(text: object, *values: Any, **named: Any) -> str:  # Any: Jinja's signature
+    _check_method(str(text), "format", ())
+    return filters.do_format(str(text), *values, **named)
+
+
+def _batch(items: Iterable[Any], count: int, fill_with: object = None) -> Iterator[list[Any]]:
+    _bounded_width(count)
+    yield from filters.do_batch(items, count, fill_with)
+
+
+def _slice(items: Iterable[Any], count: int, fill_with: object = None) -> Iterator[list[Any]]:
+    _bounded_width(count)
+    yield from filters.do_slice(list(items), count, fill_with)
+
+
+def _check_binop(operator: str, left: object, right: object) -> None:
+    if isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length() * (max(right, 1) if operator == "**" else 1) + right.bit_length()
+        if bits > NUMBER_BITS_MAX and operator in {"**", "*"}:
+            raise Bound(f"a number takes more than {NUMBER_BITS_MAX} bits")
+    elif (
+        operator == "+"
+        and isinstance(left, str | list | tuple)
+        and isinstance(right, str | list | tuple)
+    ):
+        _bounded(len(left) + len(right))
+    elif operator == "*":
+        for sequence, times in ((left, right), (right, left)):
+            if isinstance(sequence, str | list | tuple) and isinstance(times, int):
+                _bounded(len(sequence) * times)
+    elif operator == "%" and isinstance(left, str):
+        _check_method(left, "__mod__", ())
+
+
+def _check_method(owner: str, name: str, arguments: Sequence[object]) -> None:
+    if name in PADDING:
+        for argument in arguments:
+            if isinstance(argument, int):
+                _bounded_width(argument)
+    elif name == "replace" and len(arguments) >= 2:
+        old, new = arguments[:2]
+        if isinstance(old, str) and isinstance(new, str):
+            _bounded(len(owner) + owner.count(old) * len(new))
+    elif name in FORMATTING and any(len(digits) > 3 for digits in _digits(owner)):
+        raise Bound(f"a field is wider than {WIDTH_MAX} characters")
+
+
+def _digits(text: str) -> list[str]:
+    return "".join(character if character.isdigit() else " " for character in text).split()
+
+
+def _bounded(characters: int) -> None:
+    if characters > TEXT_CHARACTERS_MAX:
+        raise Bound(f"a text has more than {TEXT_CHARACTERS_MAX} characters")
+
+
+def _bounded_width(width: int) -> None:
+    if width > WIDTH_MAX:
+        raise Bound(f"a field is {width} characters wide, more than {WIDTH_MAX}")
+
+
+def _short(error: BaseException) -> str:
+    """Its message, cut to what a detail holds."""
+    text = str(error) or type(error).__name__
+    return text if len(text) < 1000 else text[:1000] + " ..."
