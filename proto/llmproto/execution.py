@@ -8,7 +8,7 @@ from llmproto import limits
 from llmproto.base import Detail, Id16, Int53, Message, Name
 from llmproto.errors import ErrorKind
 from llmproto.generation import Sampling, Thread, Token, TokenScore
-from llmproto.threads import PackedTokens
+from llmproto.threads import End, PackedTokens
 
 
 class ExecutorReady(Message, frozen=True):
@@ -62,7 +62,7 @@ class Stepped(Message, frozen=True, array_like=True):
     positions: list[Int53]
     tokens: list[Token | None]
     """Absent only together with an end: no further token."""
-    ends: list[int]
+    ends: list[End]
     """0, or why the thread ends with this row: 1 stop, 2 length."""
     blocks_free: Int53
     scores: list[TokenScore | None] | None = None

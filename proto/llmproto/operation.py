@@ -82,7 +82,7 @@ class ThreadRow(msgspec.Struct, frozen=True):
     output_tokens: Int53
     output_tokens_max: Int53
     service_class: Int53
-    priority: int
+    priority: Annotated[int, Meta(ge=-8, le=7)]
     age_ms: Milliseconds
     process: str = ""
     residencies: Int53 = 0

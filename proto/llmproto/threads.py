@@ -19,6 +19,7 @@ END_STOP = 1
 END_LENGTH = 2
 END_CANCEL = 3
 END_ERROR = 4
+End = Annotated[int, Meta(ge=END_NONE, le=END_ERROR)]
 
 
 class ThreadSpawn(Message, frozen=True):
@@ -70,7 +71,7 @@ class SinkOpen(Message, frozen=True):
     """All ids, the prompt included, up to the last committed position."""
     acked: Int53
     """Highest position that the sink has acknowledged."""
-    end: Annotated[int, Meta(ge=0, le=4)] = END_NONE
+    end: End = END_NONE
     error: ErrorKind | None = None
     detail: Detail = ""
     scores: list[TokenScore] | None = None
@@ -89,7 +90,7 @@ class Committed(Message, frozen=True, array_like=True):
     threads: list[Thread]
     positions: list[Int53]
     tokens: list[Token | None]
-    ends: list[int]
+    ends: list[End]
     scores: list[TokenScore | None] | None = None
     errors: list[str] | None = None
     """`KIND: detail` for rows whose end is 4, else empty strings."""
