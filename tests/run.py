@@ -20,7 +20,7 @@ CHECKS: dict[str, Sequence[str]] = {
     "format": ("-m", "ruff", "format", "--check"),
     "lint": ("-m", "ruff", "check"),
     "types": ("-m", "mypy"),
-    "imports": ("-c", LINT_IMPORTS),
+    "imports": ("-c", LINT_IMPORTS, "--no-logo"),
 }
 
 

@@ -91,11 +91,11 @@ class Checkout:
         write_script(self.root / ".venv/bin/python", STUB_PYTHON)
         (self.root / ".venv/pyvenv.cfg").write_text("version = 3\n")
         if torch is not None:
-            self.package(f"torch-{torch}").joinpath("RECORD").touch()
+            self.package(f"torch-{torch}").joinpath("INSTALLER").touch()
         return self
 
     def package(self, name: str) -> Path:
-        """Add the metadata folder of a package to the environment, without its RECORD."""
+        """Add the metadata folder of a package to the environment, as a killed pip leaves it."""
         site = self.root / f".venv/lib/python3.{MINOR}/site-packages"
         folder = site / f"{name}.dist-info"
         folder.mkdir(parents=True)
@@ -259,7 +259,7 @@ def test_remakes_an_environment_whose_making_was_cut_short(checkout: Checkout) -
 def test_forgets_packages_that_a_killed_pip_left_half_installed(checkout: Checkout) -> None:
     checkout.with_venv()
     half, whole = checkout.package("half-1.0"), checkout.package("whole-1.0")
-    (whole / "RECORD").touch()
+    (whole / "INSTALLER").touch()
     assert checkout.run("ps").returncode == 0
     assert (half.exists(), whole.exists()) == (False, True)
 
@@ -400,6 +400,19 @@ def test_takes_the_public_cpu_index_otherwise_and_says_the_size(checkout: Checko
     done = checkout.run("ps", OFFERED="2.14.0+cpu, 2.13.0")
     assert checkout.installed()[0] == f"--no-deps --index-url {CPU_INDEX} torch==2.13.*"
     assert "a download of about 190 MB" in done.stderr
+
+
+@cpu_only
+def test_asks_the_cpu_index_for_the_size(checkout: Checkout) -> None:
+    wheel = f"torch-2.13.0%2Bcpu-cp3{MINOR}-cp3{MINOR}-manylinux_2_28_x86_64.whl"
+    project = checkout.folder / "cpu/torch"
+    project.mkdir(parents=True)
+    (project / "index.html").write_text(f"<a href='../{wheel}'></a><a href='../other.whl'></a>")
+    with (checkout.folder / "cpu" / wheel.replace("%2B", "+")).open("wb") as file:
+        file.truncate(123_000_000)
+    script = checkout.root / "llmos"
+    script.write_text(script.read_text().replace(CPU_INDEX, (checkout.folder / "cpu").as_uri()))
+    assert "a download of 123 MB" in checkout.with_venv(torch=None).run("ps").stderr
 
 
 @cpu_only

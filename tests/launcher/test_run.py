@@ -50,7 +50,7 @@ def tools_called(lines: list[str]) -> list[str]:
     return [line for line in lines if not line.startswith(("==", " "))]
 
 
-CHECKS = ["ruff format --check", "ruff check", "mypy", "contracts"]
+CHECKS = ["ruff format --check", "ruff check", "mypy", "contracts --no-logo"]
 
 
 def test_runs_every_step_and_pytest_last(root: Path) -> None:
