@@ -1,5 +1,6 @@
 """The sink's part of one thread: committed tokens in, text out.
- `SinkThread` is a pure function of the ids that were committed: built again from them, in any
+
+`SinkThread` is a pure function of the ids that were committed: built again from them, in any
 grouping, it emits the same text at the same offsets.  Offsets count UTF-8 bytes of the stream.
 """
 
@@ -46,10 +47,10 @@ class Gap(msgspec.Struct, frozen=True):
 
 class SinkThread:
     """The text of one thread.
-     Invariants (`check`): text is kept from `_text_base` to the last emitted byte;
+
+    Invariants (`check`): text is kept from `_text_base` to the last emitted byte;
     `_emitted_after[i]` is the stream's length after position `_position_base + i`, never falling;
-    nothing follows the
-    end.
+    nothing follows the end.
     """
 
     def __init__(self, vocabulary: Vocabulary, state: SinkState, prompt: Sequence[int]) -> None:
@@ -157,17 +158,17 @@ class SinkThread:
 
     def position_at(self, offset: int) -> int | None:
         """The last generated position after which the stream is no longer than this offset; None if
-                there is none.
-         Text that is held back counts for nothing: so a thread whose tokens say nothing yet
-        still gets
-        credit.
+        there is none.
+
+        Text that is held back counts for nothing: so a thread whose tokens say nothing yet still
+        gets credit.
         """
         index = bisect_right(self._emitted_after, offset) - 1
         return self._position_base + index if index >= 0 else None
 
     def since(self, offset: int, scores: int = 0) -> TextRow:
-        """All that follows what a client holds: text from this byte on, scores from this count on,
-               the end.
+        """All that follows what a client holds: text from this byte, scores from this count, the end.
+
         STALE, with both numbers, beyond what exists or before what is kept; INVALID inside a
         character.
         """

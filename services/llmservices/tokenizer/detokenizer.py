@@ -1,6 +1,7 @@
 """Token ids to text, one at a time: never half a character, never a retraction, no second look at
 the context.
- The pieces and `finish()` together are what `decode(prompt + output)` adds to the text of the
+
+The pieces and `finish()` together are what `decode(prompt + output)` adds to the text of the
 prompt, hidden tokens left out.  One exception, without which nothing could be emitted before its
 run ends: where bytes of a byte-fallback vocabulary are broken UTF-8, `decode` replaces the whole
 run of byte tokens by U+FFFD; here the whole characters among them stay, and each other byte becomes

@@ -230,12 +230,12 @@ def _small_hasher(small: dict[str, bytes], names: tuple[str, ...]) -> "hashlib.b
 
 def _digest(folder: Path, small: dict[str, bytes], files: list[weights.WeightFile]) -> bytes:
     """BLAKE2b of 16 bytes over all files that make the model what it is; others (a README) do not
-        count.
-     First SMALL_FILES, as `_small_hasher` feeds them.  Then for each weight file, in the order of
-    names: name, NUL, size as 8 bytes little endian, the whole safetensors header, and the
-    samples of
-    `weights.add_samples`.  So a changed tensor that keeps its place in a file of over 32 MiB may go
-    unseen; another size, name, shape or configuration never does.
+    count.
+
+    First SMALL_FILES, as `_small_hasher` feeds them.  Then for each weight file, in the order of
+    names: name, NUL, size as 8 bytes little endian, the whole safetensors header, and the samples
+    of `weights.add_samples`.  So a changed tensor that keeps its place in a file of over 32 MiB may
+    go unseen; another size, name, shape or configuration never does.
     """
     hasher = _small_hasher(small, SMALL_FILES)
     for file in files:

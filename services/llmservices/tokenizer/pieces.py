@@ -1,6 +1,7 @@
 """What each token id adds to the text, as a table, for the two kinds of vocabulary that nearly
 every model has.
- *Byte-level*: a token stands for bytes, spelled in a printable alphabet (Radford et al. 2019,
+
+*Byte-level*: a token stands for bytes, spelled in a printable alphabet (Radford et al. 2019,
 section 2.2); the text is the UTF-8 of all bytes together.  *Byte-fallback*: a token is text in
 which one character stands for the space, or `<0xNN>`, one byte of a character that the vocabulary
 lacks (Kudo and Richardson 2018, as Llama uses it).

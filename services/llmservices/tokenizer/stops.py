@@ -1,5 +1,6 @@
 """Stop strings in a text that arrives in pieces, whatever the borders.
- The first stop string to be *complete* ends the text, of several complete at once the longest; the
+
+The first stop string to be *complete* ends the text, of several complete at once the longest; the
 text before it is emitted.  So the result does not depend on how the text was cut.
 """
 
@@ -75,7 +76,8 @@ def automaton_of(stops: tuple[str, ...]) -> Automaton:
 
 class StopMatcher:
     """Holds back what may still become a stop string.
-     Invariant: `_held` is the longest suffix of the text so far that begins a stop string without
+
+    Invariant: `_held` is the longest suffix of the text so far that begins a stop string without
     completing one.
     """
 

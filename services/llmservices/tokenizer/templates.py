@@ -1,5 +1,6 @@
 """Chat templates: a model's own Jinja program, run in a sandbox with bounded work and output.
- Renders what `transformers` renders for the same folder.  A template is part of a model that an
+
+Renders what `transformers` renders for the same folder.  A template is part of a model that an
 operator added, not of a request; the bounds are there so that a broken one refuses its request and
 harms nobody else's.
 """

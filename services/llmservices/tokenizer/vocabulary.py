@@ -1,6 +1,7 @@
 """One loaded tokenizer: text to ids, and what each id adds to a text.
- The ids are those that `transformers.AutoTokenizer` gives for the same folder: its post-processor
-is the one in tokenizer.json (`add_bos_token` and `add_eos_token` count only where there is no
+
+The ids are those that `transformers.AutoTokenizer` gives for the same folder: its post-processor is
+the one in tokenizer.json (`add_bos_token` and `add_eos_token` count only where there is no
 tokenizer.json, which is refused here).
 """
 

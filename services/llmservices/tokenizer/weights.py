@@ -1,7 +1,8 @@
 """The weight files of a model folder: which there must be, whether they are whole, and what is
 hashed of them.
- Reads headers and samples, never a tensor.  Format: the safetensors specification (8 bytes of
-header length, little endian; a JSON header; then the data that the header's offsets span).
+
+Reads headers and samples, never a tensor.  Format: the safetensors specification (8 bytes of header
+length, little endian; a JSON header; then the data that the header's offsets span).
 """
 
 import hashlib
