@@ -71,6 +71,10 @@ class Vocabulary:
         """Whether the id adds to a text at all."""
         return token < len(self._visible) and self._visible[token] is not None
 
+    def content(self, token: int) -> str | None:
+        """How the tokenizer itself spells the id; None for a hole."""
+        return self._contents[token]
+
     def token_text(self, token: int) -> str:
         """How one token is shown by itself: hidden ones by name, parts of characters as U+FFFD."""
         if token >= len(self._contents) or (content := self._contents[token]) is None:
