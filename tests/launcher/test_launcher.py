@@ -256,6 +256,17 @@ def test_remakes_an_environment_whose_making_was_cut_short(checkout: Checkout) -
     assert not (checkout.root / ".venv/llmos-stamp").exists()
 
 
+def test_remakes_the_environment_for_another_named_interpreter(checkout: Checkout) -> None:
+    checkout.with_venv().run("ps")
+    assert checkout.run("ps", LLMOS_PYTHON="").stderr == ""
+    same = checkout.stubs / "same"
+    same.symlink_to(checkout.env["REAL"])
+    assert "making" not in checkout.run("ps", LLMOS_PYTHON=str(same)).stderr
+    text = NO_ENSUREPIP.replace("*ensurepip*)", "*'sys.version)') echo 3.99 ;;\n*ensurepip*)")
+    other = write_script(checkout.stubs / "other", text)
+    assert f"({other})" in checkout.run("ps", LLMOS_PYTHON=str(other)).stderr
+
+
 def test_forgets_packages_that_a_killed_pip_left_half_installed(checkout: Checkout) -> None:
     checkout.with_venv()
     half, whole = checkout.package("half-1.0"), checkout.package("whole-1.0")
