@@ -25,7 +25,7 @@ class ExecutorReady(Message, frozen=True):
     block_tokens: Int53
     residents_max: Int53
     """Threads that it takes at once."""
-    path: Name = ""
+    path: Annotated[str, Meta(max_length=limits.NAME_BYTES_MAX)] = ""
     """For people: precision and code path in use (`float32 torch exact`)."""
     memory_bytes: Int53 = 0
     """Weights and KV cache."""

@@ -299,8 +299,7 @@ def limits_table() -> Iterator[str]:
     rows: list[str] = []
     for line in inspect.getsource(limits).splitlines():
         if section := re.fullmatch(r"# --- (\w+) -+", line):
-            if rows:
-                yield "\n".join(heads + rows) + "\n"
+            yield "\n".join(heads + rows) + "\n"
             rows = []
             yield f"### {section[1].capitalize()}\n"
         elif line.startswith("# "):

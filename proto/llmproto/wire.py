@@ -40,10 +40,14 @@ def encode_body(message: Message) -> bytes:
 def encode(header: Header, message: Message, blobs: Sequence[bytes] = ()) -> list[bytes]:
     """All frames of one message; the header's kind must be the message's own.
 
-    Raises RemoteError(INVALID) with both numbers where it is larger than a message may be.
+    Raises RemoteError(INVALID) where it is larger than a message may be, with both numbers, or
+    holds text that UTF-8 cannot carry.
     """
     assert KIND_OF.get(type(message), header.kind) == header.kind, (header.kind, type(message))
-    frames = [_encoder.encode(header), _encoder.encode(message), *blobs]
+    try:
+        frames = [_encoder.encode(header), _encoder.encode(message), *blobs]
+    except UnicodeEncodeError as error:  # a file name that is no UTF-8, say
+        raise _unreadable(type(message).__name__, error) from None
     check_size(frames)
     return frames
 

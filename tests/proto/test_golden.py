@@ -72,6 +72,7 @@ def test_least_frame_has_the_required_fields_alone(name: str) -> None:
     frame = bytes.fromhex(frames_of(VERSION)[name]["least"])
     message = decoded(name, frame)
     there, whole = msgpack.unpackb(frame), plain(message)
+    assert decoded(name, msgspec.msgpack.encode(message)) == message, "a default breaks its range"
     required = [field.name for field in msgspec.structs.fields(message) if field.required]
     if isinstance(whole, list):
         assert there == whole[: len(required)]
