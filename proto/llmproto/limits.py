@@ -46,7 +46,7 @@ REQUESTS_HELD_MAX: Final = 256  # requests waiting for a service that restarts
 # request keys remembered after their threads are forgotten: about 200 bytes each
 KEYS_SPENT_MAX: Final = 65_536
 PROCESSES_MAX: Final = 256  # one machine; init looks through them at every exit
-MODELS_MAX: Final = 1024  # names in the table; a reply that lists them fits one message
+MODELS_MAX: Final = 1024  # a reply that lists them, with ordinary paths, fits a message
 API_KEYS_MAX: Final = 4096  # a reply that lists them with short names fits one message
 TENANTS_MAX: Final = 8192  # one for each key, and as many again for local users
 
