@@ -1,13 +1,12 @@
 """What goes into the engine and what comes out: plain structs, no torch.
 
-The shell builds `Admission` from a `Run` and turns a `StepResult` into `Stepped`, `GaveBack` and `Refused`.
-Positions count from 0, the first prompt token.
+The shell builds `Admission` from a `Run` and turns a `StepResult` into `Stepped`, `GaveBack`
+and `Refused`. Positions count from 0, the first prompt token.
 """
 
 from collections.abc import Callable, Sequence
 
 import msgspec
-
 from llmproto.errors import RemoteError, invalid
 from llmproto.generation import Sampling, TokenScore
 
@@ -54,7 +53,8 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     thread: bytes
     residency: int
     tokens: Sequence[int]
-    """All ids so far: the prompt and what was committed after it.  The next proposal has position `len(tokens)`."""
+    """All ids so far: the prompt and what was committed after it.  The next proposal has
+    position `len(tokens)`."""
     prompt_tokens: int
     output_tokens_max: int
     """Counted from the prompt's end.  0: score the prompt only."""

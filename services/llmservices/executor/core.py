@@ -1,77 +1,359 @@
 """The executor's core: one model, its KV blocks, and the threads that are resident on it.
 
-Owns the order of a step: plan, tell the hook, forward, sample, propose.  Knows no socket and no clock.  Not
-thread-safe: one caller at a time.  Errors that are a caller's are `RemoteError`; a thread that fails inside a
-step comes back in `StepResult.failed` and hurts no other.
+Owns the order of a step: plan, tell the hook, forward, sample, propose.  Knows no socket and no
+clock.  Not thread-safe: one caller at a time.  Errors that are a caller's are `RemoteError`; a
+thread that fails inside a step comes back in `StepResult.failed` and hurts no other.
 """
 
+import numpy as np
+import torch
+from llmproto import limits
+from llmproto.errors import ErrorKind, RemoteError, invalid
+from llmproto.generation import TokenScore
+
+from llmservices.executor.attention import block_bytes
+from llmservices.executor.blocks import BlockTable
 from llmservices.executor.contract import (
+    END_LENGTH,
+    END_NONE,
+    END_STOP,
     Admission,
     Counters,
     EngineConfig,
+    Failure,
     PlanHook,
     Proposal,
     StepResult,
 )
+from llmservices.executor.planner import Candidate, Chunk, Plan, plan
+from llmservices.executor.resident import Resident
+from llmservices.executor.runner import PagedRunner, Runner, Work
+from llmservices.executor.sampler import Ask, Sampler, score
+from llmservices.models.decoder import Decoder
 from llmservices.models.loading import Model
+
+SCORED_ROWS_MAX = 64
+"""Rows of a prompt that is scored in one step: each needs logits over the whole vocabulary."""
 
 
 class Engine:
     """Continuous batching over one model.
 
-    Invariant: a thread is never more than `limits.STEPS_AHEAD_MAX` positions beyond its watermark; every proposal
-    beyond the watermark is remembered until the thread is dropped, given back or has failed.
+    Invariant: a thread is never more than `limits.STEPS_AHEAD_MAX` positions beyond its
+    watermark; every proposal beyond the watermark is remembered until the thread is dropped,
+    given back or has failed.
     """
 
     def __init__(
         self, model: Model, config: EngineConfig, *, on_plan: PlanHook | None = None
     ) -> None:
-        """`on_plan` gets [(thread, position)] of each step, position being the one that it works for, after the plan
-        is made and before anything is computed."""
-        raise NotImplementedError
+        """`on_plan` gets [(thread, position)] of each step, position being the one that it works
+        for, after the plan is made and before anything is computed."""
+        if not isinstance(model, Decoder):
+            raise TypeError(f"{type(model).__name__} is no kind of model that the engine knows")
+        self._config = config
+        self._on_plan = on_plan
+        self.blocks = config.blocks or _blocks_of(config, model)
+        self.context_tokens = min(model.context_tokens, self.blocks * config.block_tokens)
+        self._model_tokens = model.context_tokens
+        self._vocab_tokens = model.vocab_tokens
+        self._runner: Runner = PagedRunner(
+            model, blocks=self.blocks, block_tokens=config.block_tokens, exact=config.exact
+        )
+        self.memory_bytes = model.weight_bytes + self._runner.cache_bytes
+        mode = "exact" if config.exact else "fast"
+        self.path = f"{str(model.dtype).removeprefix('torch.')} {model.device.type} torch {mode}"
+        self.counters = Counters()
+        self._table = BlockTable(self.blocks, config.block_tokens)
+        self._sampler = Sampler(model.vocab_tokens, model.device)
+        self._residents: dict[int, Resident] = {}
+        self._age = 0
+        self._stuck = False
+        """Planning found nothing to do, and nothing has changed since."""
 
-    context_tokens: int
-    """The longest context that it takes: the model's or the cache's, whichever is less."""
-    blocks: int
-    memory_bytes: int
-    """Weights and KV cache."""
-    path: str
-    """For people: precision and code path."""
-    counters: Counters
+    # --- the table of threads -------------------------------------------------------------------
 
     def add(self, admission: Admission) -> None:
-        """Take a thread.  INVALID: it can never fit (both numbers), or an id is out of range; EXHAUSTED: `residents_max`
-        reached; STALE: its residency is resident already."""
-        raise NotImplementedError
+        """Take a thread.
+
+        INVALID: it can never fit alone (blocks needed for its prompt and output against blocks
+        that exist; tokens against the context), or an id is out of range; EXHAUSTED:
+        `residents_max` reached; STALE: its residency is resident already.
+        """
+        if admission.residency in self._residents:
+            raise RemoteError(ErrorKind.STALE, f"residency {admission.residency} is resident")
+        if len(self._residents) >= self._config.residents_max:
+            raise RemoteError(
+                ErrorKind.EXHAUSTED,
+                f"{len(self._residents)} threads are resident, the most this executor takes",
+                retry_after_ms=limits.RUN_RESEND_MS,
+            )
+        self._refuse(admission)
+        self._age += 1
+        self._residents[admission.residency] = Resident(admission, age=self._age)
+        self._stuck = False
+
+    def _refuse(self, admission: Admission) -> None:
+        """INVALID for a thread that can never run here."""
+        tokens = len(admission.tokens)
+        if not 1 <= admission.prompt_tokens <= tokens:
+            raise invalid(f"{admission.prompt_tokens} prompt tokens of {tokens} tokens in all")
+        ids = np.asarray(admission.tokens)
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self._vocab_tokens:
+            worst = low if low < 0 else high
+            raise invalid(
+                f"token id {worst}; the model's vocabulary ends at {self._vocab_tokens - 1}"
+            )
+        room = self._model_tokens - (1 if admission.output_tokens_max else 0)
+        if tokens > room:
+            raise invalid(
+                f"{tokens} tokens leave no room in the model's context of {self._model_tokens}"
+            )
+        whole = min(admission.prompt_tokens + admission.output_tokens_max, self._model_tokens)
+        needed = -(-max(whole, tokens) // self._config.block_tokens)
+        if needed > self.blocks:
+            raise invalid(
+                f"{admission.prompt_tokens} prompt and up to {admission.output_tokens_max} output "
+                f"tokens need {needed} KV blocks of {self._config.block_tokens} tokens; "
+                f"this executor has {self.blocks} ({self.context_tokens} tokens)"
+            )
 
     def drop(self, residency: int) -> None:
         """Forget a residency and free its blocks; unknown ones are ignored."""
-        raise NotImplementedError
+        resident = self._residents.pop(residency, None)
+        if resident is not None:
+            self._release(resident)
 
     def watermark(self, residency: int, position: int) -> None:
-        """Every position up to this one is committed.  Never goes back; unknown residencies are ignored."""
-        raise NotImplementedError
+        """Every position up to this one is committed.  Never goes back; unknown residencies are
+        ignored."""
+        resident = self._residents.get(residency)
+        if resident is not None:
+            resident.commit(position)
+            self._stuck = False
 
     def proposals_after(self, residency: int, position: int) -> list[Proposal]:
-        """What was proposed beyond `position` and is not under the watermark, oldest first, to be sent again."""
-        raise NotImplementedError
+        """What was proposed beyond `position` and is not under the watermark, oldest first, to
+        be sent again."""
+        resident = self._residents.get(residency)
+        if resident is None:
+            return []
+        return [row for row in resident.proposals if row.position > position]
 
     def residencies(self) -> list[int]:
         """All that are held, ended ones that were not dropped included."""
-        raise NotImplementedError
+        return list(self._residents)
 
     def runnable(self) -> bool:
         """Whether `step` may do something now; else only add, drop or watermark changes that."""
-        raise NotImplementedError
+        return not self._stuck and any(_allowed(r) for r in self._residents.values())
 
     @property
     def blocks_free(self) -> int:
-        raise NotImplementedError
-
-    def step(self) -> StepResult:
-        """Plan and compute one step.  Without anything to do: an empty result."""
-        raise NotImplementedError
+        """Blocks that no thread holds; those that remember prefixes included."""
+        return self._table.available
 
     def check(self) -> None:
         """Assert every invariant of the tables."""
-        raise NotImplementedError
+        for resident in self._residents.values():
+            resident.check()
+        self._table.check([resident.chain for resident in self._residents.values()])
+
+    # --- the step ---------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self) -> StepResult:
+        """Plan and compute one step.  Without anything to do: an empty result."""
+        self._share()
+        planned = self._plan()
+        self._stuck = not planned.chunks and not planned.give_back
+        if self._on_plan is not None and planned.chunks:
+            works_for = [self._residents[chunk.residency] for chunk in planned.chunks]
+            self._on_plan([(resident.admission.thread, resident.known) for resident in works_for])
+        gave_back = [self._give_back(residency) for residency in planned.give_back]
+        rows: list[Proposal] = []
+        failed: list[Failure] = []
+        if planned.chunks:
+            self._compute(planned.chunks, rows, failed)
+        return StepResult(rows, gave_back, failed, self._table.available)
+
+    def _share(self) -> None:
+        """Let fresh threads that may be planned now find remembered prefixes."""
+        if not self._runner.shares_prefixes:
+            return
+        budget = self._config.step_tokens
+        fresh = [r for r in self._residents.values() if not r.computed and not r.shared]
+        for resident in sorted(fresh, key=lambda r: self._candidate(r).rank):
+            if budget <= 0:
+                break
+            resident.shared = True
+            if not resident.scores_prompt:
+                # The last token is always computed: its logits are what is wanted.
+                resident.computed = self._table.share(resident.chain, resident.tokens[:-1])
+                self.counters.cached_tokens += resident.computed
+            budget -= resident.known - resident.computed
+
+    def _plan(self) -> Plan:
+        return plan(
+            [self._candidate(resident) for resident in self._residents.values()],
+            blocks_free=self._table.available,
+            block_tokens=self._config.block_tokens,
+            step_tokens=self._config.step_tokens,
+        )
+
+    def _candidate(self, resident: Resident) -> Candidate:
+        return Candidate(
+            residency=resident.admission.residency,
+            service_class=resident.admission.service_class,
+            priority=resident.admission.priority,
+            age=resident.age,
+            computed=resident.computed,
+            known=resident.known,
+            blocks=len(resident.chain.blocks),
+            blocks_alone=self._table.held_alone(resident.chain),
+            allowed=_allowed(resident),
+            chunk_tokens_max=SCORED_ROWS_MAX if resident.scores_prompt else None,
+        )
+
+    def _compute(self, chunks: list[Chunk], rows: list[Proposal], failed: list[Failure]) -> None:
+        residents = [self._residents[chunk.residency] for chunk in chunks]
+        works = [self._work(resident, chunk) for resident, chunk in zip(residents, chunks)]
+        logits_WV = self._runner.compute(works)
+        for resident, chunk in zip(residents, chunks):
+            resident.computed += chunk.tokens
+            self._table.remember(resident.chain, resident.tokens[: resident.computed])
+        self._count(chunks)
+        asks: list[Ask] = []
+        asking: list[Resident] = []
+        picked: list[int] = []
+        row = 0
+        for resident, work in zip(residents, works):
+            count = {"none": 0, "last": 1, "all": len(work.tokens)}[work.wanted]
+            if work.wanted == "all":
+                assert logits_WV is not None
+                self._score_prompt(resident, work, logits_WV[row : row + count])
+            row += count
+            if resident.computed < resident.known:
+                continue
+            if self._over(resident):
+                rows.append(self._propose(resident, None, END_LENGTH, None))
+                continue
+            picked.append(row - 1)
+            asking.append(resident)
+            asks.append(
+                Ask(resident.admission.sampling, resident.tokens, resident.admission.prompt_tokens)
+            )
+        if not asks:
+            return
+        assert logits_WV is not None
+        if len(picked) < len(logits_WV):
+            logits_WV = logits_WV[picked]
+        for resident, choice in zip(asking, self._sampler.choose(logits_WV, asks), strict=True):
+            if isinstance(choice, RemoteError):
+                failed.append(self._fail(resident, choice))
+            else:
+                rows.append(
+                    self._propose(
+                        resident, choice.token, self._end(resident, choice.token), choice.score
+                    )
+                )
+
+    def _work(self, resident: Resident, chunk: Chunk) -> Work:
+        self._table.extend(resident.chain, chunk.start + chunk.tokens)
+        last = chunk.start + chunk.tokens == resident.known and not self._over(resident)
+        return Work(
+            chunk.residency,
+            resident.tokens[chunk.start : chunk.start + chunk.tokens],
+            chunk.start,
+            resident.chain.blocks,
+            "all" if resident.scores_prompt else "last" if last else "none",
+        )
+
+    def _count(self, chunks: list[Chunk]) -> None:
+        self.counters.steps += 1
+        self.counters.rows += sum(chunk.tokens for chunk in chunks)
+        self.counters.prefill_tokens += sum(chunk.tokens for chunk in chunks if chunk.tokens > 1)
+
+    def _score_prompt(self, resident: Resident, work: Work, logits: torch.Tensor) -> None:
+        """Log-probabilities under the model's own distribution of the tokens that these rows
+        predict."""
+        prompt_tokens = resident.admission.prompt_tokens
+        if work.start == 0:
+            resident.prompt_scores.append(TokenScore(int(resident.tokens[0]), None))
+        alternatives = resident.admission.sampling.logprobs or 0
+        for row, position in enumerate(range(work.start + 1, work.start + len(work.tokens) + 1)):
+            if position < prompt_tokens:
+                token = int(resident.tokens[position])
+                resident.prompt_scores.append(score(logits[row], token, alternatives))
+
+    def _over(self, resident: Resident) -> bool:
+        """Whether no further token is wanted."""
+        admission = resident.admission
+        wanted = admission.prompt_tokens + admission.output_tokens_max
+        return resident.known >= min(wanted, self._model_tokens)
+
+    def _end(self, resident: Resident, token: int) -> int:
+        admission = resident.admission
+        if not admission.sampling.ignore_eos and token in admission.sampling.stop_tokens:
+            return END_STOP
+        wanted = admission.prompt_tokens + admission.output_tokens_max
+        if resident.known + 1 >= min(wanted, self._model_tokens):
+            return END_LENGTH
+        return END_NONE
+
+    def _propose(
+        self, resident: Resident, token: int | None, end: int, token_score: TokenScore | None
+    ) -> Proposal:
+        admission = resident.admission
+        first = admission.prompt_scores and resident.known == len(admission.tokens)
+        row = Proposal(
+            admission.thread,
+            admission.residency,
+            resident.known,
+            token,
+            end,
+            token_score,
+            resident.prompt_scores if first else None,
+        )
+        resident.proposals.append(row)
+        if token is not None:
+            resident.append(token)
+            self.counters.tokens += 1
+        if end != END_NONE:
+            resident.ended = True
+            self._release(resident)
+        return row
+
+    # --- leaving ----------------------------------------------------------------------------------
+
+    def _release(self, resident: Resident) -> None:
+        self._table.give_back(resident.chain)
+        self._runner.forget(resident.admission.residency)
+        self._stuck = False
+
+    def _give_back(self, residency: int) -> tuple[bytes, int]:
+        resident = self._residents.pop(residency)
+        self._release(resident)
+        self.counters.gave_back += 1
+        return resident.admission.thread, residency
+
+    def _fail(self, resident: Resident, error: RemoteError) -> Failure:
+        self._runner.clear(self._table.discard(resident.chain))
+        self._runner.forget(resident.admission.residency)
+        del self._residents[resident.admission.residency]
+        return Failure(resident.admission.thread, resident.admission.residency, error)
+
+
+def _allowed(resident: Resident) -> bool:
+    ahead = resident.known - resident.watermark
+    return not resident.ended and ahead <= limits.STEPS_AHEAD_MAX
+
+
+def _blocks_of(config: EngineConfig, model: Decoder) -> int:
+    assert config.kv_bytes is not None
+    size = block_bytes(model.spec, config.block_tokens, model.dtype)
+    blocks = config.kv_bytes // size
+    if blocks < 1:
+        raise invalid(f"{config.kv_bytes} bytes for the KV cache; one block takes {size}")
+    return blocks

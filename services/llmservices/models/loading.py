@@ -8,7 +8,13 @@ from typing import Literal, Protocol
 
 import torch
 
+from llmservices.models import llama
+from llmservices.models.decoder import Decoder
+from llmservices.models.folder import Config, Tensors, read_config
+
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Model(Protocol):
@@ -36,6 +42,35 @@ class Model(Protocol):
 
 
 def load(folder: Path, *, dtype: DtypeChoice = "auto", device: torch.device) -> Model:
-    """Load a causal language model.  INVALID, with the path: not a model folder, a part of it is missing or torn, a
-    tensor has the wrong shape (both), remote code, or a quantisation that is not supported."""
-    raise NotImplementedError
+    """Load a causal language model.
+
+    INVALID, with the path: not a model folder, a part of it is missing or torn, a tensor has the
+    wrong shape (both are named), remote code, or a quantisation that is not supported.
+    """
+    config = read_config(folder)
+    if "quantization_config" in config:
+        method = config.nested("quantization_config").text("quant_method", "unnamed")
+        raise config.error(f"quantisation {method!r} is not supported")
+    if "auto_map" in config:
+        raise config.error("auto_map asks for code from the folder, which is never run")
+    family = config.text("model_type")
+    with (
+        torch.inference_mode(),
+        Tensors(folder, dtype=_wanted(config, dtype), device=device) as tensors,
+    ):
+        if family in llama.FAMILIES:
+            spec = llama.read_spec(config)
+            return llama.build(spec, config, tensors)
+    raise config.error(f"model_type {family!r} is not supported")
+
+
+def _wanted(config: Config, dtype: DtypeChoice) -> torch.dtype:
+    if dtype != "auto":
+        return _DTYPES[dtype]
+    name = config.text("dtype", config.text("torch_dtype", "float32"))
+    if name not in _DTYPES:
+        raise config.error(f"dtype {name!r} is not supported; one of {', '.join(_DTYPES)} is")
+    return _DTYPES[name]
+
+
+__all__ = ["Decoder", "DtypeChoice", "Model", "load"]

@@ -1,0 +1,309 @@
+"""Attention over paged KV in plain torch, on any device: one fast way and one exact way.
+
+Legend: N rows (query tokens), S key positions, H heads, G key-value heads, Q = H / G queries a
+key-value head, D head dimension, B blocks, T tokens a block.
+
+The cache is one tensor a layer, (B + 1, T, 2, G, D): keys and values of a token lie together,
+so that one gather brings both.  The last block is nobody's: rows that only fill up a tile write
+there.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import torch
+from torch.nn import functional
+
+from llmservices.models.decoder import elementwise
+from llmservices.models.spec import DecoderSpec
+
+TILE_ROWS = 32
+"""Rows of every forward pass in exact mode, padded where there are fewer."""
+TILE_KEYS = 64
+"""Key positions that exact mode reduces at a time."""
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """The rows of one thread in a step: positions start .. start + tokens - 1, and the thread's
+    blocks."""
+
+    start: int
+    tokens: int
+    blocks: Sequence[int]
+
+
+class Cache:
+    """The keys and values of all blocks."""
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        *,
+        blocks: int,
+        block_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.spec = spec
+        self.blocks = blocks
+        self.block_tokens = block_tokens
+        shape = (blocks + 1, block_tokens, 2, spec.kv_heads, spec.head_dim)
+        self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.layers)]
+
+    @property
+    def device(self) -> torch.device:
+        return self.layers[0].device
+
+    def write(self, layer: int, slots_N: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Store the keys and values of rows at their slots (block * T + offset)."""
+        pool = self.layers[layer]
+        flat = pool.view(-1, 2, *pool.shape[3:])
+        flat.index_copy_(0, slots_N, torch.stack([k, v], 1))
+
+    def gather(self, layer: int, table: torch.Tensor) -> torch.Tensor:
+        """(len(table), S, 2, G, D) for a table of block ids (rows, blocks)."""
+        pool = self.layers[layer]
+        taken = pool.index_select(0, table.reshape(-1))
+        return taken.view(len(table), -1, *pool.shape[2:])
+
+
+def block_bytes(spec: DecoderSpec, block_tokens: int, dtype: torch.dtype) -> int:
+    """Of one block in all layers."""
+    return 2 * spec.layers * block_tokens * spec.kv_heads * spec.head_dim * dtype.itemsize
+
+
+def slots(segments: Sequence[Segment], block_tokens: int) -> np.ndarray:
+    """Where each row's keys and values are stored."""
+    parts = []
+    for segment in segments:
+        positions = np.arange(segment.start, segment.start + segment.tokens)
+        table = np.asarray(segment.blocks, dtype=np.int64)
+        parts.append(table[positions // block_tokens] * block_tokens + positions % block_tokens)
+    return np.concatenate(parts)
+
+
+def _table(segments: Sequence[Segment], blocks: int, block_tokens: int, unused: int) -> np.ndarray:
+    """Block ids of each segment, cut or padded to a multiple that covers all."""
+    table = np.full((len(segments), blocks), unused, dtype=np.int64)
+    for row, segment in enumerate(segments):
+        used = -(-(segment.start + segment.tokens) // block_tokens)
+        table[row, :used] = segment.blocks[:used]
+    return table
+
+
+class FastAttention:
+    """Fused attention of torch: all decodes of a step in one call, each prefill in its own."""
+
+    exact = False
+
+    def __init__(self, cache: Cache, segments: Sequence[Segment]) -> None:
+        """`segments` in the order of the rows, those of one token first."""
+        self._cache = cache
+        self._slots = torch.from_numpy(slots(segments, cache.block_tokens)).to(cache.device)
+        singles = [segment for segment in segments if segment.tokens == 1]
+        self._decodes = len(singles)
+        self._prefills = segments[len(singles) :]
+        self._masks: dict[int | None, torch.Tensor | None] = {}
+        if singles:
+            self._keys = max(segment.start + 1 for segment in singles)
+            blocks = -(-self._keys // cache.block_tokens)
+            table = _table(singles, blocks, cache.block_tokens, cache.blocks)
+            self._decode_table = torch.from_numpy(table).to(cache.device)
+            self._decode_ends = torch.tensor(
+                [segment.start for segment in singles], device=cache.device
+            )[:, None]
+        self._prefill_tables = [
+            torch.from_numpy(
+                _table(
+                    [segment],
+                    -(-(segment.start + segment.tokens) // cache.block_tokens),
+                    cache.block_tokens,
+                    cache.blocks,
+                )
+            ).to(cache.device)
+            for segment in self._prefills
+        ]
+        self._prefill_masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
+
+    def __call__(
+        self, layer: int, q_NHD: torch.Tensor, k_NGD: torch.Tensor, v_NGD: torch.Tensor
+    ) -> torch.Tensor:
+        self._cache.write(layer, self._slots, k_NGD, v_NGD)
+        window = self._cache.spec.windows[layer]
+        parts = []
+        if self._decodes:
+            parts.append(self._decode(layer, q_NHD[: self._decodes], window))
+        row = self._decodes
+        for index, segment in enumerate(self._prefills):
+            rows = slice(row, row + segment.tokens)
+            if segment.start == 0:
+                kv = torch.stack([k_NGD[rows], v_NGD[rows]], 1)[None]
+            else:
+                kv = self._cache.gather(layer, self._prefill_tables[index])
+            parts.append(self._prefill(index, q_NHD[rows], kv, window))
+            row += segment.tokens
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _decode(self, layer: int, q_NHD: torch.Tensor, window: int | None) -> torch.Tensor:
+        spec = self._cache.spec
+        rows = len(q_NHD)
+        kv = self._cache.gather(layer, self._decode_table)[:, : self._keys]
+        k, v = kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
+        # The queries that share a key-value head stand where query positions would: one pass
+        # over the keys.
+        q = q_NHD.reshape(rows, spec.kv_heads, -1, spec.head_dim)
+        if window not in self._masks:
+            self._masks[window] = self._decode_mask(window, q.dtype)
+        return self._attend(q, k, v, self._masks[window]).reshape(rows, -1)
+
+    def _decode_mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+        """(N, 1, 1, S) to be added; None where every row sees every key."""
+        keys = torch.arange(self._keys, device=self._cache.device)
+        hidden = keys > self._decode_ends
+        if window is not None:
+            hidden |= keys <= self._decode_ends - window
+        if not hidden.any():
+            return None
+        zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+        return zeros.masked_fill_(hidden, float("-inf"))[:, None, None]
+
+    def _prefill(
+        self, index: int, q_NHD: torch.Tensor, kv: torch.Tensor, window: int | None
+    ) -> torch.Tensor:
+        spec = self._cache.spec
+        segment = self._prefills[index]
+        end = segment.start + segment.tokens
+        kv = kv[:, :end]
+        q = q_NHD.transpose(0, 1)[None]
+        k, v = kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
+        plain = segment.start == 0 and (window is None or window >= end)
+        if plain and spec.attention_softcap is None:
+            out = functional.scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=spec.attention_scale, enable_gqa=True
+            )
+        else:
+            if (index, window) not in self._prefill_masks:
+                self._prefill_masks[index, window] = self._prefill_mask(segment, window, q.dtype)
+            groups = spec.heads // spec.kv_heads
+            out = self._attend(
+                q,
+                k.repeat_interleave(groups, 1),
+                v.repeat_interleave(groups, 1),
+                self._prefill_masks[index, window],
+            )
+        return out[0].transpose(0, 1).reshape(segment.tokens, -1)
+
+    def _prefill_mask(
+        self, segment: Segment, window: int | None, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """(1, 1, tokens, S) to be added."""
+        end = segment.start + segment.tokens
+        keys = torch.arange(end, device=self._cache.device)
+        rows = torch.arange(segment.start, end, device=self._cache.device)[:, None]
+        hidden = keys > rows
+        if window is not None:
+            hidden |= keys <= rows - window
+        zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+        return zeros.masked_fill_(hidden, float("-inf"))[None, None]
+
+    def _attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        spec = self._cache.spec
+        if spec.attention_softcap is None:
+            return functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, scale=spec.attention_scale
+            )
+        scores = (q @ k.transpose(-1, -2)).float() * spec.attention_scale
+        scores = torch.tanh(scores / spec.attention_softcap) * spec.attention_softcap
+        if mask is not None:
+            scores = scores + mask
+        return functional.softmax(scores, -1).to(v.dtype) @ v
+
+
+class ExactAttention:
+    """Attention whose bits for a row depend on that row's thread and position alone.
+
+    TILE_ROWS rows, always; each row meets its keys in tiles of TILE_KEYS, products of one fixed
+    shape; the weights are taken against the row's greatest score, which no order of comparison
+    changes, and the tiles' sums are added first to last, where a tile beyond the row's end adds
+    exact zeros.  All in float32.
+    """
+
+    exact = True
+
+    def __init__(self, cache: Cache, segments: Sequence[Segment]) -> None:
+        """`segments` together have TILE_ROWS rows or fewer."""
+        self._cache = cache
+        stored = slots(segments, cache.block_tokens)
+        rows = len(stored)
+        assert rows <= TILE_ROWS
+        padded = np.full(TILE_ROWS, cache.blocks * cache.block_tokens, dtype=np.int64)
+        padded[:rows] = stored
+        self._slots = torch.from_numpy(padded).to(cache.device)
+        ends = np.zeros(TILE_ROWS, dtype=np.int64)
+        ends[:rows] = np.concatenate(
+            [np.arange(segment.start, segment.start + segment.tokens) for segment in segments]
+        )
+        self._tiles = int(ends.max()) // TILE_KEYS + 1
+        keys = self._tiles * TILE_KEYS
+        blocks = -(-keys // cache.block_tokens)
+        table = np.full((TILE_ROWS, blocks), cache.blocks, dtype=np.int64)
+        table[:rows] = np.repeat(
+            _table(segments, blocks, cache.block_tokens, cache.blocks),
+            [segment.tokens for segment in segments],
+            axis=0,
+        )
+        self._table = torch.from_numpy(table).to(cache.device)
+        self._ends = torch.from_numpy(ends).to(cache.device)[:, None]
+        self._hidden: dict[int | None, torch.Tensor] = {}
+
+    def __call__(
+        self, layer: int, q_NHD: torch.Tensor, k_NGD: torch.Tensor, v_NGD: torch.Tensor
+    ) -> torch.Tensor:
+        cache, spec = self._cache, self._cache.spec
+        cache.write(layer, self._slots, k_NGD, v_NGD)
+        window = spec.windows[layer]
+        if window not in self._hidden:
+            self._hidden[window] = self._mask(window)
+        queries = spec.heads // spec.kv_heads
+        kv = cache.gather(layer, self._table)[:, : self._tiles * TILE_KEYS].float()
+        k, v = (
+            kv[:, :, part].reshape(TILE_ROWS, self._tiles, TILE_KEYS, spec.kv_heads, spec.head_dim)
+            for part in (0, 1)
+        )
+        q = q_NHD.float().reshape(TILE_ROWS * spec.kv_heads, queries, spec.head_dim)
+        tiles = []
+        for tile in range(self._tiles):
+            keys = k[:, tile].permute(0, 2, 3, 1).reshape(-1, spec.head_dim, TILE_KEYS)
+            tiles.append(torch.bmm(q, keys))
+        scores = torch.stack(tiles).view(self._tiles, TILE_ROWS, -1, TILE_KEYS)
+        scores = scores * spec.attention_scale
+        if spec.attention_softcap is not None:
+            cap = spec.attention_softcap
+            scores = elementwise(torch.tanh, scores / cap, exact=True) * cap
+        scores = scores.masked_fill(self._hidden[window], float("-inf"))
+        scores = scores - scores.amax((0, 3), keepdim=True)
+        weights = elementwise(torch.exp, scores, exact=True)
+        weights = weights.view(self._tiles, -1, queries, TILE_KEYS)
+        out: torch.Tensor | None = None
+        total: torch.Tensor | None = None
+        for tile in range(self._tiles):
+            values = v[:, tile].transpose(1, 2).reshape(-1, TILE_KEYS, spec.head_dim)
+            part = torch.bmm(weights[tile], values)
+            mass = weights[tile].sum(-1, keepdim=True)
+            # Adding zero first makes every zero positive, so that further zeros change no bit.
+            out = part + 0.0 if out is None else out + part
+            total = mass if total is None else total + mass
+        assert out is not None
+        assert total is not None
+        return (out / total).view(TILE_ROWS, -1).to(q_NHD.dtype)
+
+    def _mask(self, window: int | None) -> torch.Tensor:
+        """(tiles, N, 1, TILE_KEYS): true where a row must not look."""
+        keys = torch.arange(self._tiles * TILE_KEYS, device=self._cache.device)
+        hidden = keys > self._ends
+        if window is not None:
+            hidden |= keys <= self._ends - window
+        return hidden.view(TILE_ROWS, self._tiles, TILE_KEYS).transpose(0, 1)[:, :, None]
