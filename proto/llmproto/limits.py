@@ -45,6 +45,8 @@ REQUESTS_IN_FLIGHT_MAX: Final = 4096  # unanswered requests of one session
 REQUESTS_HELD_MAX: Final = 256  # requests waiting for a service that restarts
 # request keys remembered after their threads are forgotten: about 200 bytes each
 KEYS_SPENT_MAX: Final = 65_536
+# requests remembered because a service died with them: 16 bytes and a reason each
+SUSPECT_REQUESTS_MAX: Final = 1024
 PROCESSES_MAX: Final = 256  # one machine; init looks through them at every exit
 MODELS_MAX: Final = 1024  # a reply that lists them, with ordinary paths, fits a message
 API_KEYS_MAX: Final = 4096  # a reply that lists them with short names fits one message

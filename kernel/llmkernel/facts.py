@@ -1,0 +1,174 @@
+"""What the journal holds: durable facts, nothing soft.
+
+Every fact is a frozen struct with a number that is never reused; fields are only ever added at the
+end, with a default, so that an older journal stays readable.  Applying the same facts in the same
+order gives the same durable state (`llmkernel.state`).
+"""
+
+from typing import Final
+
+import msgspec
+from llmproto.errors import ErrorKind
+from llmproto.generation import Sampling, TokenScore
+from llmproto.models import ModelEntry
+
+FORMAT: Final = 1
+"""Version of the records below; a change that old readers cannot survive makes a new one."""
+
+
+class Fact(msgspec.Struct, frozen=True, array_like=True):
+    """Anything that is journaled."""
+
+
+class Booted(Fact, frozen=True, tag=1):
+    """A kernel took over: the epoch that it counts with, and the time below which no clock may
+    fall."""
+
+    epoch: int
+    now_ns: int
+    wall_ns: int
+    format: int = FORMAT
+
+
+class ThreadAdmitted(Fact, frozen=True, tag=2):
+    """A thread was accepted; also written again, with all that happened since, by compaction."""
+
+    thread: bytes
+    tenant: int
+    session: bytes
+    key: bytes
+    index: int
+    digest: bytes
+    model: str
+    tokens: bytes
+    """Packed: the prompt, and when written by compaction all that was committed."""
+    prompt_tokens: int
+    output_tokens_max: int
+    sampling: Sampling
+    sink: str
+    sink_state: bytes
+    service_class: int
+    priority: int
+    deadline_ns: int | None
+    resumable: bool
+    admitted_ns: int
+    scores: list[TokenScore] | None = None
+    prompt_scores: list[TokenScore] | None = None
+    suspended: bool = False
+    end: int = 0
+    error: ErrorKind | None = None
+    detail: str = ""
+    ended_ns: int = 0
+
+
+class TokensCommitted(Fact, frozen=True, tag=3):
+    """One step's tokens, one row a thread, each at the next position of its thread."""
+
+    threads: list[bytes]
+    positions: list[int]
+    tokens: list[int]
+    scores: list[TokenScore | None] | None = None
+    prompt_scores: list[list[TokenScore] | None] | None = None
+
+
+class ThreadEnded(Fact, frozen=True, tag=4):
+    """No token follows; those at `length` and beyond are cut."""
+
+    thread: bytes
+    end: int
+    length: int
+    """Tokens that remain, the prompt included."""
+    ended_ns: int
+    error: ErrorKind | None = None
+    detail: str = ""
+
+
+class ThreadsForgotten(Fact, frozen=True, tag=5):
+    """Their ends were consumed (or their time is over): only the request keys are kept."""
+
+    threads: list[bytes]
+    now_ns: int
+
+
+class ThreadChanged(Fact, frozen=True, tag=6):
+    """By a system call: who reads it, whether it may run, and how urgent it is."""
+
+    thread: bytes
+    session: bytes
+    suspended: bool
+    service_class: int
+    priority: int
+
+
+class KeySpent(Fact, frozen=True, tag=7):
+    """A request key whose thread is forgotten: repeating it is STALE until `until_ns`."""
+
+    tenant: int
+    key: bytes
+    index: int
+    digest: bytes
+    until_ns: int
+
+
+class ModelRegistered(Fact, frozen=True, tag=8):
+    """The model table has this entry."""
+
+    model: ModelEntry
+    default: bool
+
+
+class ModelRemoved(Fact, frozen=True, tag=9):
+    """The model table no longer has it."""
+
+    name: str
+
+
+class TenantSeen(Fact, frozen=True, tag=10):
+    """A tenant got its number; numbers are never reused."""
+
+    tenant: int
+    name: str
+
+
+class KeyAdded(Fact, frozen=True, tag=11):
+    """An API key is accepted: the SHA-256 of it."""
+
+    name: str
+    digest: bytes
+    operator: bool
+    created_s: int
+
+
+class KeyRemoved(Fact, frozen=True, tag=12):
+    """An API key is no longer accepted."""
+
+    name: str
+
+
+AnyFact = (
+    Booted
+    | ThreadAdmitted
+    | TokensCommitted
+    | ThreadEnded
+    | ThreadsForgotten
+    | ThreadChanged
+    | KeySpent
+    | ModelRegistered
+    | ModelRemoved
+    | TenantSeen
+    | KeyAdded
+    | KeyRemoved
+)
+
+_decoder: Final[msgspec.msgpack.Decoder[AnyFact]] = msgspec.msgpack.Decoder(AnyFact)
+_encoder: Final = msgspec.msgpack.Encoder()
+
+
+def encode(fact: AnyFact) -> bytes:
+    """One journal record."""
+    return _encoder.encode(fact)
+
+
+def decode(record: bytes | memoryview) -> AnyFact:
+    """The inverse of encode; raises msgspec.MsgspecError for anything else."""
+    return _decoder.decode(record)

@@ -1,0 +1,343 @@
+"""How threads start, pause and end: the system calls on threads.
+
+Changes: the thread table (through facts), the queue, residents.
+"""
+
+from llmkernel.facts import ThreadAdmitted, ThreadChanged, ThreadEnded, ThreadsForgotten
+from llmkernel.placement import NoRoom
+from llmkernel.sessions import Request, Session
+from llmkernel.supervision import Supervision
+from llmkernel.tables import MS, Tables
+from llmkernel.threads import Thread
+from llmproto import limits
+from llmproto.base import Header
+from llmproto.errors import ErrorKind, RemoteError
+from llmproto.execution import Drop
+from llmproto.operation import ThreadState
+from llmproto.threads import (
+    END_CANCEL,
+    END_ERROR,
+    END_STOP,
+    Committed,
+    SinkOpen,
+    ThreadSpawn,
+    ThreadSpawned,
+)
+
+
+class Lifecycle:
+    """Admission, end, suspension, forgetting."""
+
+    def __init__(self, tables: Tables, supervision: Supervision) -> None:
+        self._t = tables
+        self._supervision = supervision
+
+    # --- spawn ------------------------------------------------------------------------------------
+
+    def spawn(self, sink: Session, header: Header, spawn: ThreadSpawn) -> None:
+        """A sink wants a thread for the request that it cites."""
+        t = self._t
+        request = t.sessions.requests.get(header.cause or b"")
+        if request is None or request.responder is not sink:
+            t.fail(
+                sink,
+                header.id,
+                ErrorKind.UNAVAILABLE,
+                "the request that this thread is for is not in flight here; its client repeats it",
+            )
+            return
+        existing = t.state.threads.by_key.get((request.tenant, spawn.key, spawn.index))
+        if existing is not None:
+            self._again(sink, header, spawn, existing, request)
+            return
+        try:
+            self._admit(sink, spawn, request)
+        except RemoteError as error:
+            t.fail(sink, header.id, error.kind, error.detail, error.retry_after_ms)
+            return
+        thread = self._insert(sink, spawn, request)
+        t.reply(sink, header.id, ThreadSpawned(thread.id, False))
+
+    def _again(
+        self,
+        sink: Session,
+        header: Header,
+        spawn: ThreadSpawn,
+        thread: Thread,
+        request: Request,
+    ) -> None:
+        """The request key is known: the thread goes on, whatever happened in between."""
+        t = self._t
+        if spawn.digest != thread.digest:
+            detail = f"request key {spawn.key.hex()} was used for another request"
+            t.fail(sink, header.id, ErrorKind.INVALID, detail)
+            return
+        if thread.session != request.requester.id:
+            self.adopt(thread, request.requester.id)
+        thread.lingering_ns = None
+        self.open_at_sink(thread, sink)
+        t.reply(sink, header.id, ThreadSpawned(thread.id, True))
+
+    def _admit(self, sink: Session, spawn: ThreadSpawn, request: Request) -> None:
+        """Raise the refusal that applies, if one does."""
+        t = self._t
+        if not t.journal_room:
+            raise RemoteError(
+                ErrorKind.EXHAUSTED,
+                "the journal's disk is full: free some space",
+                retry_after_ms=1000,
+            )
+        spent = t.state.spent.get((request.tenant, spawn.key, spawn.index))
+        if spent is not None:
+            raise RemoteError(
+                ErrorKind.STALE, f"request {spawn.key.hex()} has ended and its end was consumed"
+            )
+        registered = t.state.models.get(spawn.model)
+        if registered is None:
+            names = ", ".join(sorted(t.state.models)) or "none"
+            raise RemoteError(
+                ErrorKind.INVALID, f"unknown model {spawn.model!r}; there is: {names}"
+            )
+        model = registered.model
+        prompt_tokens, odd = divmod(len(spawn.tokens), 4)
+        if odd or not prompt_tokens:
+            raise RemoteError(
+                ErrorKind.INVALID,
+                f"a prompt is at least one token of 4 bytes, this one {len(spawn.tokens)} bytes",
+            )
+        asked = prompt_tokens + spawn.output_tokens_max
+        context = model.context_tokens
+        for executor in t.processes.executors_of(spawn.model):
+            if executor.ready_info is not None:
+                context = min(context, executor.ready_info.context_tokens)
+        if asked > context:
+            raise RemoteError(
+                ErrorKind.INVALID,
+                f"prompt of {prompt_tokens} + output of {spawn.output_tokens_max} tokens = {asked};
+                " f"{spawn.model!r} takes {context} here", ) threads = t.state.threads mine =
+                threads.by_tenant.get(request.tenant, 0) for what, have, most in ( ("threads are",
+                len(threads), limits.THREADS_MAX), ("threads of this tenant are", mine,
+                limits.THREADS_PER_TENANT_MAX), ( "tokens of context are", threads.tokens_held +
+                asked - 1, limits.CONTEXT_TOKENS_TOTAL_MAX, ), ): if have >= most: raise
+                RemoteError( ErrorKind.EXHAUSTED, f"{have} {what} held, {most} is the limit",
+                retry_after_ms=1000, ) failure = t.failures.get(spawn.model) if failure is not None
+                and t.now_ns < failure.until_ns: raise RemoteError(failure.kind, failure.detail)
+                room = self._supervision.room_for(model) if isinstance(room, NoRoom) and not
+                room.ever: raise RemoteError( ErrorKind.INVALID, f"{spawn.model!r} needs
+                {room.needed_bytes} bytes of memory, the largest device has " f"{room.free_bytes}
+                free of its own", )
+
+    def _insert(self, sink: Session, spawn: ThreadSpawn, request: Request) -> Thread:
+        t = self._t
+        fact = ThreadAdmitted(
+            thread=t.thread_id(),
+            tenant=request.tenant,
+            session=request.requester.id,
+            key=spawn.key,
+            index=spawn.index,
+            digest=spawn.digest,
+            model=spawn.model,
+            tokens=spawn.tokens,
+            prompt_tokens=len(spawn.tokens) // 4,
+            output_tokens_max=spawn.output_tokens_max,
+            sampling=spawn.sampling,
+            sink=sink.role,
+            sink_state=spawn.sink_state,
+            service_class=spawn.service_class,
+            priority=spawn.priority,
+            deadline_ns=None if spawn.deadline_ms is None else t.now_ns + spawn.deadline_ms * MS,
+            resumable=spawn.resumable,
+            admitted_ns=t.now_ns,
+        )
+        t.record(fact)
+        thread = t.state.threads.by_id[fact.thread]
+        thread.sink_ns = t.now_ns
+        self.queue(thread)
+        return thread
+
+    # --- placing and leaving ----------------------------------------------------------------------
+
+    def queue(self, thread: Thread) -> None:
+        """It wants to run: its state says why not, if it may not."""
+        t = self._t
+        if thread.end:
+            thread.state = ThreadState.ENDED
+        elif thread.suspended:
+            thread.state = ThreadState.SUSPENDED
+        elif thread.position - thread.acked >= limits.CREDIT_TOKENS:
+            thread.state = ThreadState.PAUSED
+        else:
+            thread.state = ThreadState.QUEUED
+            t.queue.push(thread)
+            t.dirty = True
+
+    def leave(self, thread: Thread, *, tell: bool) -> None:
+        """Off its executor, out of the queue; the caller gives it its next state."""
+        t = self._t
+        if thread.process is not None and thread.residency is not None:
+            process = t.processes.by_name[thread.process]
+            del process.residents[thread.residency]
+            process.arriving.pop(thread.residency, None)
+            if not process.residents:
+                process.idle_ns = t.now_ns
+            session = t.sessions.by_id.get(process.session or b"")
+            if tell and session is not None:
+                t.send(session, Drop([thread.residency]))
+            t.dirty = True
+        thread.residency = None
+        thread.process = None
+        t.queue.remove(thread)
+
+    # --- end --------------------------------------------------------------------------------------
+
+    def finish(
+        self,
+        thread: Thread,
+        end: int,
+        *,
+        length: int | None = None,
+        error: ErrorKind | None = None,
+        detail: str = "",
+        tell_executor: bool = True,
+        tell_sink: bool = True,
+    ) -> None:
+        """End a thread; the first end wins."""
+        if thread.end:
+            return
+        t = self._t
+        self.leave(thread, tell=tell_executor)
+        length = len(thread.tokens) if length is None else length
+        detail = detail[: limits.DETAIL_BYTES_MAX]
+        t.record(ThreadEnded(thread.id, end, length, t.now_ns, error, detail))
+        self._poison_forget(thread)
+        if tell_sink:
+            self._tell_end(thread)
+
+    def _tell_end(self, thread: Thread) -> None:
+        t = self._t
+        sink = t.sessions.of_service(thread.sink)
+        if sink is None or not sink.reconciled:
+            return
+        thread.sink_ns = t.now_ns
+        failure = f"{thread.error.value}: {thread.detail}" if thread.error else ""
+        errors = [failure] if thread.end == END_ERROR else None
+        t.send(
+            sink, Committed([thread.id], [len(thread.tokens)], [None], [thread.end], errors=errors)
+        )
+
+    def _poison_forget(self, thread: Thread) -> None:
+        poison = self._t.poisons.get(thread.model)
+        if poison is not None:
+            poison.forget(thread.id)
+            self._t.dirty = True
+
+    def cancel(self, thread: Thread, detail: str = "cancelled") -> None:
+        """End it now, whatever it does."""
+        self.finish(thread, END_CANCEL, error=ErrorKind.DEADLINE, detail=detail)
+
+    def end_by_sink(self, thread: Thread, at: int) -> None:
+        """A stop string matched: what lies beyond is cut, even if the executor ended it
+        meanwhile."""
+        t = self._t
+        length = at + 1
+        if not thread.prompt_tokens <= length <= len(thread.tokens):
+            return
+        if not thread.end:
+            self.finish(thread, END_STOP, length=length, tell_sink=False)
+        elif length < len(thread.tokens) and thread.end != END_ERROR:
+            t.record(ThreadEnded(thread.id, END_STOP, length, thread.ended_ns))
+
+    def forget(self, threads: list[Thread]) -> None:
+        """Their ends were consumed."""
+        if threads:
+            self._t.record(ThreadsForgotten([thread.id for thread in threads], self._t.now_ns))
+
+    # --- changes ----------------------------------------------------------------------------------
+
+    def change(
+        self,
+        thread: Thread,
+        *,
+        session: bytes | None = None,
+        suspended: bool | None = None,
+        service_class: int | None = None,
+        priority: int | None = None,
+    ) -> None:
+        """Journal a change by a system call."""
+        self._t.record(
+            ThreadChanged(
+                thread.id,
+                thread.session if session is None else session,
+                thread.suspended if suspended is None else suspended,
+                thread.service_class if service_class is None else service_class,
+                thread.priority if priority is None else priority,
+            )
+        )
+
+    def adopt(self, thread: Thread, session: bytes) -> None:
+        """Another session of the same tenant reads it from now on."""
+        self.change(thread, session=session)
+        thread.lingering_ns = None
+
+    def suspend(self, thread: Thread) -> None:
+        """Off the device, context kept."""
+        if thread.end or thread.suspended:
+            return
+        self.change(thread, suspended=True)
+        self.leave(thread, tell=True)
+        self._withdraw(thread)
+        self.queue(thread)
+
+    def resume(self, thread: Thread) -> None:
+        """The inverse of suspend."""
+        if thread.end or not thread.suspended:
+            return
+        self.change(thread, suspended=False)
+        self.queue(thread)
+
+    def pause(self, thread: Thread) -> None:
+        """Its reader has used up its credit."""
+        self.leave(thread, tell=True)
+        self._withdraw(thread)
+        thread.state = ThreadState.PAUSED
+
+    def _withdraw(self, thread: Thread) -> None:
+        poison = self._t.poisons.get(thread.model)
+        if poison is not None:
+            poison.withdraw(thread.id)
+            self._t.dirty = True
+
+    def acked(self, thread: Thread, position: int, *, ended: bool) -> bool:
+        """Its reader has consumed up to here; True when the thread may be forgotten."""
+        position = min(position, thread.position)
+        if ended and not thread.end:
+            # A stop string that only the sink saw, whose ThreadEnd was lost.
+            self.end_by_sink(thread, position)
+        thread.acked = max(thread.acked, position)
+        unread = thread.position - thread.acked
+        if thread.state is ThreadState.PAUSED and unread <= limits.CREDIT_TOKENS // 2:
+            self.queue(thread)
+        return ended and bool(thread.end)
+
+    # --- sinks ------------------------------------------------------------------------------------
+
+    def open_at_sink(self, thread: Thread, sink: Session) -> None:
+        """Give a sink all that it needs to make the thread's text."""
+        thread.sink_ns = self._t.now_ns
+        self._t.send(
+            sink,
+            SinkOpen(
+                thread=thread.id,
+                tenant=thread.tenant,
+                session=thread.session,
+                sink_state=thread.sink_state,
+                prompt_tokens=thread.prompt_tokens,
+                tokens=thread.tokens.tobytes(),
+                acked=max(thread.acked, 0),
+                end=thread.end,
+                error=thread.error,
+                detail=thread.detail,
+                scores=thread.scores,
+                prompt_scores=thread.prompt_scores,
+            ),
+        )

@@ -1,0 +1,152 @@
+"""The durable state: a fold over the journal's facts, and nothing else.
+
+Invariant: replaying the journal gives the state that the kernel had when it wrote the last record.
+"""
+
+from collections.abc import Iterator
+from typing import assert_never
+
+from llmproto import limits
+from llmproto.operation import ThreadState
+
+from llmkernel.facts import (
+    AnyFact,
+    Booted,
+    KeyAdded,
+    KeyRemoved,
+    KeySpent,
+    ModelRegistered,
+    ModelRemoved,
+    TenantSeen,
+    ThreadAdmitted,
+    ThreadChanged,
+    ThreadEnded,
+    ThreadsForgotten,
+    TokensCommitted,
+)
+from llmkernel.threads import Thread, ThreadTable
+
+
+class State:
+    """Threads, spent request keys, models, tenants and API keys."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.now_ns = 0
+        """The latest time that any fact carries."""
+        self.threads = ThreadTable()
+        self.spent: dict[tuple[int, bytes, int], KeySpent] = {}
+        """In the order of `until_ns`."""
+        self.models: dict[str, ModelRegistered] = {}
+        self.tenants: dict[int, str] = {}
+        self.tenant_ids: dict[str, int] = {}
+        self.keys: dict[str, KeyAdded] = {}
+        self.keys_by_digest: dict[bytes, KeyAdded] = {}
+
+    def apply(self, fact: AnyFact) -> None:
+        """Fold one fact in.  Facts about threads that are not known are left-overs of
+        compaction."""
+        match fact:
+            case TokensCommitted():
+                self._commit(fact)
+            case ThreadAdmitted():
+                self.threads.insert(Thread(fact))
+                self.now_ns = max(self.now_ns, fact.admitted_ns)
+            case ThreadEnded():
+                self._end(fact)
+            case ThreadsForgotten():
+                self._forget(fact)
+            case ThreadChanged():
+                thread = self.threads.get(fact.thread)
+                if thread is not None:
+                    if thread.session != fact.session:
+                        self.threads.move(thread, fact.session)
+                    thread.suspended = fact.suspended
+                    thread.service_class = fact.service_class
+                    thread.priority = fact.priority
+            case KeySpent():
+                self.spent[(fact.tenant, fact.key, fact.index)] = fact
+            case ModelRegistered():
+                self.models[fact.model.name] = fact
+            case ModelRemoved():
+                self.models.pop(fact.name, None)
+            case TenantSeen():
+                self.tenants[fact.tenant] = fact.name
+                self.tenant_ids[fact.name] = fact.tenant
+            case KeyAdded():
+                self.keys[fact.name] = fact
+                self.keys_by_digest[fact.digest] = fact
+            case KeyRemoved():
+                key = self.keys.pop(fact.name, None)
+                if key is not None:
+                    del self.keys_by_digest[key.digest]
+            case Booted():
+                self.epoch = max(self.epoch, fact.epoch)
+                self.now_ns = max(self.now_ns, fact.now_ns)
+            case _:
+                assert_never(fact)
+
+    def _commit(self, fact: TokensCommitted) -> None:
+        by_id = self.threads.by_id
+        for row, thread_id in enumerate(fact.threads):
+            thread = by_id.get(thread_id)
+            if thread is None or fact.positions[row] != len(thread.tokens):
+                continue
+            thread.tokens.append(fact.tokens[row])
+            if thread.scores is not None and fact.scores is not None:
+                score = fact.scores[row]
+                if score is not None:
+                    thread.scores.append(score)
+            if fact.prompt_scores is not None and fact.prompt_scores[row] is not None:
+                thread.prompt_scores = fact.prompt_scores[row]
+
+    def _end(self, fact: ThreadEnded) -> None:
+        self.now_ns = max(self.now_ns, fact.ended_ns)
+        thread = self.threads.get(fact.thread)
+        if thread is None:
+            return
+        del thread.tokens[fact.length :]
+        if thread.scores is not None:
+            del thread.scores[thread.output_tokens :]
+        thread.acked = min(thread.acked, thread.position)
+        thread.end = fact.end
+        thread.error = fact.error
+        thread.detail = fact.detail
+        thread.ended_ns = fact.ended_ns
+        thread.state = ThreadState.ENDED
+
+    def _forget(self, fact: ThreadsForgotten) -> None:
+        self.now_ns = max(self.now_ns, fact.now_ns)
+        until_ns = fact.now_ns + limits.RESUME_MS_MAX * 1_000_000
+        for thread_id in fact.threads:
+            thread = self.threads.remove(thread_id)
+            if thread is not None:
+                place = (thread.tenant, thread.key, thread.index)
+                self.spent[place] = KeySpent(
+                    thread.tenant, thread.key, thread.index, thread.digest, until_ns
+                )
+        # In the order of their times, so only the head can be over.
+        while self.spent:
+            place, spent = next(iter(self.spent.items()))
+            if spent.until_ns > fact.now_ns and len(self.spent) <= limits.KEYS_SPENT_MAX:
+                break
+            del self.spent[place]
+
+    def live(self) -> Iterator[AnyFact]:
+        """The facts that say all of this again, one entity a fact: what compaction writes."""
+        yield Booted(self.epoch, self.now_ns, 0)
+        for tenant, name in self.tenants.items():
+            yield TenantSeen(tenant, name)
+        yield from list(self.keys.values())
+        yield from list(self.models.values())
+        yield from list(self.spent.values())
+        for thread in list(self.threads):
+            if thread.id in self.threads.by_id:
+                yield thread.admitted()
+
+    def check(self) -> None:
+        """Assert the invariants of every durable table."""
+        self.threads.check()
+        assert len(self.keys) == len(self.keys_by_digest)
+        assert len(self.tenants) == len(self.tenant_ids)
+        assert len(self.spent) <= limits.KEYS_SPENT_MAX

@@ -1,0 +1,180 @@
+"""All that the kernel knows, and the list of effects that its parts add to.
+
+The parts of the core (router, admission, commits, dispatch, supervision, calls) share these tables
+and nothing else; each names in its docstring what it changes.
+"""
+
+import msgspec
+from llmproto import limits
+from llmproto.base import Header, Message
+from llmproto.connection import Failed
+from llmproto.errors import ErrorKind, RemoteError
+from llmproto.kinds import KIND_OF
+from llmproto.operation import DeviceRow
+
+from llmkernel.events import Effect, Forward, KernelConfig, Log, Record, Rejected, Send
+from llmkernel.facts import AnyFact, TenantSeen
+from llmkernel.poison import Poison
+from llmkernel.processes import ProcessTable
+from llmkernel.scheduling import Queue
+from llmkernel.sessions import Session, SessionTable
+from llmkernel.state import State
+
+MS = 1_000_000
+
+
+class LoadFailure(msgspec.Struct, frozen=True):
+    """Why a model could not be loaded, and until when asking again is answered with that."""
+
+    kind: ErrorKind
+    detail: str
+    until_ns: int
+
+
+class Tables:
+    """Durable state, soft state, the clock of the present event, and its effects so far."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.sessions = SessionTable()
+        self.processes = ProcessTable()
+        self.queue = Queue()
+        self.poisons: dict[str, Poison] = {}
+        """By model: an executor has one."""
+        self.failures: dict[str, LoadFailure] = {}
+        self.suspect_requests: dict[bytes, int] = {}
+        """Requests that were in a service when it died by itself: strikes alone so far."""
+        self.refused: dict[bytes, str] = {}
+        """Ids of requests that are never tried again, with the reason."""
+        self.rejected: dict[str, Rejected] = {}
+        self.config = KernelConfig()
+        self.devices: tuple[DeviceRow, ...] = ()
+        self.epoch = 0
+        self.boot_id = bytes(16)
+        self.started_ns = 0
+        self.now_ns = 0
+        self.wall_offset_ns = 0
+        self.journal_room = True
+        self.journal_bytes = 0
+        self.halting = False
+        self.tokens_committed = 0
+        self.requests_routed = 0
+        self.dirty = False
+        """Somebody may be placed now."""
+        self.effects: list[Effect] = []
+        self._ids = 0
+        self._residencies = 0
+        self._threads = 0
+
+    # --- names ------------------------------------------------------------------------------------
+
+    def message_id(self) -> bytes:
+        """A fresh id for a message of the kernel's own."""
+        self._ids += 1
+        return self.epoch.to_bytes(8) + self._ids.to_bytes(8)
+
+    def thread_id(self) -> bytes:
+        """A fresh thread id."""
+        self._threads += 1
+        return self.epoch.to_bytes(4) + self._threads.to_bytes(4)
+
+    def residency(self) -> int:
+        """A fresh residency number."""
+        self._residencies += 1
+        return (self.epoch << 32) + self._residencies
+
+    def tenant(self, name: str) -> int:
+        """The number of a tenant, made when it is first seen."""
+        known = self.state.tenant_ids.get(name)
+        if known is not None:
+            return known
+        if len(self.state.tenants) >= limits.TENANTS_MAX:
+            raise RemoteError(
+                ErrorKind.EXHAUSTED,
+                f"{len(self.state.tenants)} tenants of at most {limits.TENANTS_MAX} are known",
+            )
+        self.record(TenantSeen(len(self.state.tenants) + 1, name))
+        return self.state.tenant_ids[name]
+
+    def poison(self, model: str) -> Poison:
+        """The suspects of a model's executors."""
+        poison = self.poisons.get(model)
+        if poison is None:
+            poison = self.poisons[model] = Poison()
+        return poison
+
+    # --- effects ----------------------------------------------------------------------------------
+
+    def record(self, fact: AnyFact) -> None:
+        """Change the durable state, and journal it."""
+        self.state.apply(fact)
+        self.effects.append(Record(fact))
+
+    def record_applied(self, fact: AnyFact) -> None:
+        """Journal what the hot path has already applied."""
+        self.effects.append(Record(fact))
+
+    def send(self, session: Session, message: Message) -> None:
+        """Say something unasked to a peer."""
+        if session.lost:
+            return
+        header = Header(
+            limits.PROTOCOL_VERSION,
+            KIND_OF[type(message)],
+            self.message_id(),
+            target=session.role,
+            peer=session.id,
+            epoch=self.epoch,
+        )
+        self.effects.append(Send(session.peer, header, message))
+
+    def reply(self, session: Session, asked: bytes, message: Message) -> None:
+        """Answer a request that was made to the kernel."""
+        if session.lost:
+            return
+        header = Header(
+            limits.PROTOCOL_VERSION,
+            KIND_OF[type(message)],
+            self.message_id(),
+            target=session.role,
+            peer=session.id,
+            reply_to=asked,
+            epoch=self.epoch,
+        )
+        self.effects.append(Send(session.peer, header, message))
+
+    def fail(
+        self,
+        session: Session,
+        asked: bytes,
+        kind: ErrorKind,
+        detail: str,
+        retry_after_ms: int | None = None,
+    ) -> None:
+        """Refuse a request."""
+        message = Failed(kind, detail[: limits.DETAIL_BYTES_MAX], retry_after_ms)
+        self.reply(session, asked, message)
+
+    def forward(self, session: Session, header: Header, body: tuple[bytes, ...]) -> None:
+        """Pass a message on to a peer."""
+        if not session.lost:
+            self.effects.append(Forward(session.peer, header, body))
+
+    def log(self, level: str, event: str, **fields: str | int | float | bool | None) -> None:
+        """A line for the log."""
+        self.effects.append(Log(level, event, fields))
+
+    def check(self) -> None:
+        """Assert every table's invariant, and those between tables."""
+        self.state.check()
+        self.sessions.check()
+        self.processes.check()
+        for poison in self.poisons.values():
+            poison.check()
+        for thread in self.state.threads:
+            queued = thread in self.queue
+            assert queued == (thread.state == "queued"), (thread.id, thread.state, queued)
+            if thread.process is not None:
+                process = self.processes.by_name[thread.process]
+                assert thread.residency is not None
+                assert process.residents[thread.residency] is thread
