@@ -167,7 +167,7 @@ class SinkThread:
         return self._position_base + index if index >= 0 else None
 
     def since(self, offset: int, scores: int = 0) -> TextRow:
-        """All that follows what a client holds: text from this byte, scores from this count, the end.
+        """All that follows what a client holds: text from this byte, scores from this count.
 
         STALE, with both numbers, beyond what exists or before what is kept; INVALID inside a
         character.

@@ -6,7 +6,7 @@ harms nobody else's.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final, NoReturn
 
@@ -22,6 +22,7 @@ from llmproto.errors import invalid
 from llmproto.generation import ChatMessage
 
 STEPS_MAX: Final = 1_000_000  # turns of loops and calls of macros in one rendering: about a second
+MACRO_STEPS: Final = 16  # what a call of a macro costs against a turn of a loop
 TEXT_CHARACTERS_MAX: Final = (
     4 * limits.PROMPT_BYTES_MAX
 )  # of any string on the way: what a long chat needs, and room
@@ -49,7 +50,7 @@ class Counted(NodeTransformer):
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
         self.generic_visit(node)
-        node.body.insert(0, _step(node.lineno))
+        node.body.insert(0, _step(node.lineno, MACRO_STEPS))
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
@@ -66,8 +67,8 @@ def _expression(node: nodes.Node) -> nodes.Expr:
     return node
 
 
-def _step(line: int) -> nodes.Stmt:
-    return nodes.ExprStmt(_call("step", [], line), lineno=line)
+def _step(line: int, count: int = 1) -> nodes.Stmt:
+    return nodes.ExprStmt(_call("step", [nodes.Const(count)], line), lineno=line)
 
 
 class GenerationBlock(Extension):
@@ -120,9 +121,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             "raise_exception": _raise_exception,
         }
 
-    def step(self) -> None:
+    def step(self, count: int = 1) -> None:
         """One more turn or call."""
-        self.steps -= 1
+        self.steps -= count
         if self.steps < 0:
             raise Bound(f"it takes more than {STEPS_MAX} steps")
 
@@ -152,6 +153,13 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         """One of the operators that can make much of little."""
         _check_binop(operator, left, right)
         return super().call_binop(context, operator, left, right)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:  # Any: Jinja's signature
+        """A string's `format`, checked where it is looked up: what Jinja makes of it hides it."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
+            _check_method(value.__self__, "format", ())
+        return wrapped
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """A call of anything; methods of strings that can make much of little are checked first."""

@@ -48,7 +48,9 @@ class TokenizerConfig(msgspec.Struct, frozen=True):
     named: dict[str, str]
     """`bos_token` and the like, as a chat template sees them."""
     special: tuple[str, ...]
-    """Every token that is hidden from output, besides those that tokenizer.json declares."""
+    """Tokens hidden from output, besides those that tokenizer.json declares."""
+    extra: tuple[str, ...]
+    """Tokens that are special too where tokenizer.json does not declare them otherwise."""
     added: dict[int, AddedToken]
     """By id, where the file gives them."""
     chat_template: str | None
@@ -86,10 +88,12 @@ def read_tokenizer_config(folder: Path, small: dict[str, bytes]) -> TokenizerCon
     if isinstance(extra, dict):
         named |= {name: _text(token) for name, token in extra.items()}
         extra = []
+    declared = [token.content for token in file.added_tokens_decoder.values() if token.special]
     template, names = _template(folder, small, file)
     return TokenizerConfig(
         named=named,
-        special=tuple(dict.fromkeys([*named.values(), *map(_text, extra)])),
+        special=tuple(dict.fromkeys([*named.values(), *declared])),
+        extra=tuple(map(_text, extra)),
         added={
             int(id_): token for id_, token in file.added_tokens_decoder.items() if id_.isdecimal()
         },

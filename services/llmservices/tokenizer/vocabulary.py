@@ -89,8 +89,8 @@ class Vocabulary:
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:
             return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
-        except UnicodeEncodeError as error:
-            raise invalid(f"the text is not Unicode ({error}); send no lone surrogates") from error
+        except TypeError as error:  # how the library answers a string that has no UTF-8
+            raise invalid("the text is not Unicode; send no lone surrogates") from error
 
 
 class Vocabularies:
@@ -157,12 +157,13 @@ def _add_tokens(tokenizer: tokenizers.Tokenizer, config: TokenizerConfig) -> Non
                 special=token.special or token.content in config.special,
             )
             tokenizer.add_tokens([made])
-    special = {
-        token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
-    }
+    added = tokenizer.get_added_tokens_decoder().values()
+    declared = {token.content for token in added}
+    special = {token.content for token in added if token.special}
     missing = [content for content in config.special if content not in special]
+    missing += [content for content in config.extra if content not in declared]
     tokenizer.add_special_tokens(
-        [tokenizers.AddedToken(text, special=True, normalized=False) for text in missing]
+        [tokenizers.AddedToken(content, special=True, normalized=False) for content in missing]
     )
 
 

@@ -1,17 +1,16 @@
-"""Small vocabularies of every kind that the detokenizer knows, and the folders of the shared assets."""
+"""Small vocabularies of every kind that the detokenizer knows, and the shared assets."""
 
 from pathlib import Path
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
-
 from llmservices.tokenizer.pieces import byte_alphabet
 from llmservices.tokenizer.tokenizer_config import TokenizerConfig
 from llmservices.tokenizer.vocabulary import Vocabulary
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 ASSETS = Path(__file__).resolve().parents[4] / "shared" / "assets" / "models"
-PLAIN = TokenizerConfig(named={}, special=(), added={}, chat_template=None)
+PLAIN = TokenizerConfig(named={}, special=(), extra=(), added={}, chat_template=None)
 
 
 def byte_level() -> tokenizers.Tokenizer:
@@ -112,3 +111,9 @@ def _asset(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"{name} is not among the shared assets")
     return folder
+
+
+@pytest.fixture(scope="session")
+def byte_level_file() -> str:
+    """The content of tokenizer.json for the small byte-level vocabulary."""
+    return str(byte_level().to_str())

@@ -5,7 +5,6 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from llmservices.tokenizer.detokenizer import TableDetokenizer, WindowDetokenizer, open_detokenizer
 from llmservices.tokenizer.vocabulary import Vocabulary
 
@@ -31,7 +30,7 @@ def fallback_oracle(vocabulary: Vocabulary, tokens: list[int], *, strip: bool) -
         content = vocabulary.token_text(token) if token >= 259 else ""
         if 3 <= token < 259:
             run += bytes([token - 3])
-        elif token >= 3:
+        elif content:
             text += run_of_bytes(run) + content
             run = b""
     text += run_of_bytes(run)

@@ -1,9 +1,10 @@
 """StopMatcher: whatever the cuts, what a search through the whole text finds."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from llmservices.tokenizer.stops import StopMatcher
 
 TEXTS = st.text(alphabet="abc]-^é", max_size=40)
@@ -35,7 +36,7 @@ def run(pieces: list[str], stops: list[str]) -> tuple[str, str | None]:
 def test_any_cuts_give_the_same(text: str, stops: list[str], data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     borders = [0, *cuts, len(text)]
-    pieces = [text[a:b] for a, b in zip(borders, borders[1:])]
+    pieces = [text[a:b] for a, b in itertools.pairwise(borders)]
     expected = oracle(text, stops)
     assert run(pieces, stops) == expected
     assert run(list(text), stops) == expected
