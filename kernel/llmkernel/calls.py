@@ -7,14 +7,6 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from llmkernel.events import Halt, SignalChild
-from llmkernel.facts import KeyAdded, KeyRemoved, ModelRegistered, ModelRemoved
-from llmkernel.lifecycle import Lifecycle
-from llmkernel.processes import Process
-from llmkernel.sessions import Session
-from llmkernel.supervision import Supervision
-from llmkernel.tables import MS, Tables
-from llmkernel.threads import Thread
 from llmproto import limits
 from llmproto.base import Header, Message
 from llmproto.connection import Goodbye
@@ -57,6 +49,15 @@ from llmproto.threads import (
     ThreadResume,
     ThreadSuspend,
 )
+
+from llmkernel.events import Halt, SignalChild
+from llmkernel.facts import KeyAdded, KeyRemoved, ModelRegistered, ModelRemoved
+from llmkernel.lifecycle import Lifecycle
+from llmkernel.processes import Process
+from llmkernel.sessions import Session
+from llmkernel.supervision import Supervision
+from llmkernel.tables import MS, Tables
+from llmkernel.threads import Thread
 
 
 class Asker:
@@ -210,9 +211,11 @@ class Calls:
         if living:
             raise RemoteError(
                 ErrorKind.INVALID,
-                f"{model.name!r} has other content and {living} living threads: choose another name,
-                " "or wait for their end", ) for process in t.processes.executors_of(model.name):
-                self._supervision.stop(process)
+                f"{model.name!r} has other content and {living} living threads: "
+                "choose another name, or wait for their end",
+            )
+        for process in t.processes.executors_of(model.name):
+            self._supervision.stop(process)
 
     def default_model(self) -> str | None:
         """The configured one, or the one that was registered as default."""

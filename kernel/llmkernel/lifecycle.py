@@ -3,12 +3,6 @@
 Changes: the thread table (through facts), the queue, residents.
 """
 
-from llmkernel.facts import ThreadAdmitted, ThreadChanged, ThreadEnded, ThreadsForgotten
-from llmkernel.placement import NoRoom
-from llmkernel.sessions import Request, Session
-from llmkernel.supervision import Supervision
-from llmkernel.tables import MS, Tables
-from llmkernel.threads import Thread
 from llmproto import limits
 from llmproto.base import Header
 from llmproto.errors import ErrorKind, RemoteError
@@ -23,6 +17,13 @@ from llmproto.threads import (
     ThreadSpawn,
     ThreadSpawned,
 )
+
+from llmkernel.facts import ThreadAdmitted, ThreadChanged, ThreadEnded, ThreadsForgotten
+from llmkernel.placement import NoRoom
+from llmkernel.sessions import Request, Session
+from llmkernel.supervision import Supervision
+from llmkernel.tables import MS, Tables
+from llmkernel.threads import Thread
 
 
 class Lifecycle:
@@ -113,19 +114,35 @@ class Lifecycle:
         if asked > context:
             raise RemoteError(
                 ErrorKind.INVALID,
-                f"prompt of {prompt_tokens} + output of {spawn.output_tokens_max} tokens = {asked};
-                " f"{spawn.model!r} takes {context} here", ) threads = t.state.threads mine =
-                threads.by_tenant.get(request.tenant, 0) for what, have, most in ( ("threads are",
-                len(threads), limits.THREADS_MAX), ("threads of this tenant are", mine,
-                limits.THREADS_PER_TENANT_MAX), ( "tokens of context are", threads.tokens_held +
-                asked - 1, limits.CONTEXT_TOKENS_TOTAL_MAX, ), ): if have >= most: raise
-                RemoteError( ErrorKind.EXHAUSTED, f"{have} {what} held, {most} is the limit",
-                retry_after_ms=1000, ) failure = t.failures.get(spawn.model) if failure is not None
-                and t.now_ns < failure.until_ns: raise RemoteError(failure.kind, failure.detail)
-                room = self._supervision.room_for(model) if isinstance(room, NoRoom) and not
-                room.ever: raise RemoteError( ErrorKind.INVALID, f"{spawn.model!r} needs
-                {room.needed_bytes} bytes of memory, the largest device has " f"{room.free_bytes}
-                free of its own", )
+                f"prompt of {prompt_tokens} + output of {spawn.output_tokens_max} tokens = "
+                f"{asked}; {spawn.model!r} takes {context} here",
+            )
+        self._check_limits(request.tenant, asked)
+        failure = t.failures.get(spawn.model)
+        if failure is not None and t.now_ns < failure.until_ns:
+            raise RemoteError(failure.kind, failure.detail)
+        room = self._supervision.room_for(model)
+        if isinstance(room, NoRoom) and not room.ever:
+            raise RemoteError(
+                ErrorKind.INVALID,
+                f"{spawn.model!r} needs {room.needed_bytes} bytes of memory, "
+                f"the largest device has {room.free_bytes}",
+            )
+
+    def _check_limits(self, tenant: int, asked: int) -> None:
+        threads = self._t.state.threads
+        for what, have, most in (
+            ("threads", len(threads) + 1, limits.THREADS_MAX),
+            (
+                "threads of this tenant",
+                threads.by_tenant.get(tenant, 0) + 1,
+                limits.THREADS_PER_TENANT_MAX,
+            ),
+            ("tokens of context", threads.tokens_held + asked, limits.CONTEXT_TOKENS_TOTAL_MAX),
+        ):
+            if have > most:
+                detail = f"this would make {have} {what}; {most} is the limit"
+                raise RemoteError(ErrorKind.EXHAUSTED, detail, retry_after_ms=1000)
 
     def _insert(self, sink: Session, spawn: ThreadSpawn, request: Request) -> Thread:
         t = self._t
