@@ -92,6 +92,11 @@ class SinkThread:
         """Generated tokens so far."""
         return self._next - self.prompt_tokens
 
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that grows with the stream: text, and 8 bytes a position."""
+        return len(self._text) + self._emitted_after.itemsize * len(self._emitted_after)
+
     def push(
         self,
         position: int,
@@ -118,7 +123,7 @@ class SinkThread:
             self._prompt_scores = self._of_prompt(prompt_scores)
         if token is None and end == END_NONE:
             return None
-        text, stop = self._take(token, end, score) if token is not None else ("", None)
+        text, stop = self._take(token, score) if token is not None else ("", None)
         if end != END_NONE and stop is None:
             rest, stop = self._finished()
             text += rest
@@ -202,12 +207,11 @@ class SinkThread:
         assert not self._emitted_after or self._emitted_after[-1] <= self._emitted
         assert self.end is None or not self._waiting
 
-    def _take(self, token: int, end: int, score: TokenScore | None) -> tuple[str, str | None]:
+    def _take(self, token: int, score: TokenScore | None) -> tuple[str, str | None]:
         """The certain text of one token, and the stop string that it completes."""
         self._next += 1
         begin = self._decoded
-        hidden = token in self._hidden or end == END_STOP
-        text = "" if hidden else self._detokenizer.push(token)
+        text = "" if token in self._hidden else self._detokenizer.push(token)
         if text:
             self._decoded += len(text) if text.isascii() else len(text.encode())
         if score is not None:
@@ -305,7 +309,7 @@ class SinkThread:
 
 
 def reopen(vocabulary: Vocabulary, state: SinkState, message: SinkOpen) -> SinkThread:
-    """The thread as it was, from what the kernel keeps of it; acknowledged text is forgotten."""
+    """The thread as it was, from what the kernel keeps of it; all of its text is there again."""
     tokens = array("I", message.tokens)
     thread = SinkThread(vocabulary, state, tokens[: message.prompt_tokens])
     scores = message.scores or []

@@ -57,7 +57,7 @@ def prepare(
         tokens=tokens,
         output_tokens_max=_output_tokens_max(generate, len(tokens), context_tokens(folder)),
         sampling=_with_ends(sampling, folder),
-        hidden=list(folder.eos_tokens),
+        hidden=sorted({*folder.eos_tokens, *sampling.stop_tokens}),
         digest=content_digest(generate),
         prompt_texts=[vocabulary.token_text(token) for token in tokens] if texts else [],
     )

@@ -23,7 +23,7 @@ class SinkState(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True
     tenant: Int53
     stops: list[str] = []
     hidden: list[Token] = []
-    """End-of-sequence ids: they are no text, wherever they stand."""
+    """End-of-sequence and stop tokens: they are no text, wherever they stand."""
     wants_scores: bool = False
     wants_prompt_scores: bool = False
 

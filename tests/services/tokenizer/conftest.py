@@ -117,3 +117,20 @@ def _asset(name: str) -> Path:
 def byte_level_file() -> str:
     """The content of tokenizer.json for the small byte-level vocabulary."""
     return str(byte_level().to_str())
+
+
+@pytest.fixture
+def byte_level_tokenizer() -> tokenizers.Tokenizer:
+    """A fresh one, to be changed."""
+    return byte_level()
+
+
+@pytest.fixture
+def byte_level_vocabulary() -> Vocabulary:
+    """With a chat template."""
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token }}"
+    named = {"bos_token": "<s>", "eos_token": "</s>"}
+    config = TokenizerConfig(
+        named=named, special=tuple(named.values()), extra=(), added={}, chat_template=template
+    )
+    return Vocabulary(byte_level(), config, digest=bytes(16))
