@@ -290,7 +290,8 @@ class Kernel:
             process.moved_ns = t.now_ns
         elif not process.residents:
             process.moved_ns = t.now_ns
-        if beat.progress and not session.ready:
+        settled = t.now_ns - session.welcomed_ns > limits.SESSION_LEASE_MS * MS // 2
+        if beat.progress and not session.ready and settled:
             # It believes that it is ready; what it said was lost on the way.
             self._router.unknown(session.peer)
             return

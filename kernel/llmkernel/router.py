@@ -106,7 +106,7 @@ class Router:
             known.peer = peer
             table.by_peer[peer] = known
             known.lost = False
-            known.beat_ns = t.now_ns
+            known.beat_ns = known.welcomed_ns = t.now_ns
             return known
         if len(table.by_id) >= limits.SESSIONS_MAX:
             raise RemoteError(
