@@ -8,6 +8,7 @@ so that one gather brings both.  The last block is nobody's: rows that only fill
 there.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import msgspec
@@ -98,10 +99,11 @@ class FastAttention:
     exact = False
 
     def __init__(self, cache: Cache, segments: Sequence[Segment]) -> None:
-        """`segments` in the order of the rows, those of one token first."""
+        """`segments` in the order of the rows; those of one token before the first longer one are
+        computed together."""
         self._cache = cache
         self._slots = torch.from_numpy(slots(segments, cache.block_tokens)).to(cache.device)
-        singles = [segment for segment in segments if segment.tokens == 1]
+        singles = list(itertools.takewhile(lambda segment: segment.tokens == 1, segments))
         self._decodes = len(singles)
         self._prefills = segments[len(singles) :]
         self._masks: dict[int | None, torch.Tensor | None] = {}
