@@ -135,7 +135,7 @@ class State:
     def live(self) -> Iterator[AnyFact]:
         """The facts that say all of this again, one entity a fact: what compaction writes."""
         yield Booted(self.epoch, self.now_ns, 0)
-        for tenant, name in self.tenants.items():
+        for tenant, name in list(self.tenants.items()):
             yield TenantSeen(tenant, name)
         yield from list(self.keys.values())
         yield from list(self.models.values())

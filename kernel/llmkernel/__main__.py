@@ -1,0 +1,127 @@
+"""`python -m llmkernel [--standby]`: the kernel process, started by init only."""
+
+import asyncio
+import sys
+import time
+
+import structlog
+import uvloop
+from libllm.config import Home, ProcessEnvironment, SystemConfig
+from llmproto import init
+from llmproto.errors import RemoteError
+
+from libllm import logs
+from llmkernel import facts
+from llmkernel.boot import core_config
+from llmkernel.core import Kernel
+from llmkernel.devices import detect
+from llmkernel.events import Restarted
+from llmkernel.initlink import Link
+from llmkernel.journal import Journal, Options
+from llmkernel.rejected import read_rejected
+from llmkernel.shell import Clock, Shell
+from llmkernel.standby import await_promotion
+from llmkernel.state import State
+
+REPLAYED_BETWEEN_BEATS = 10_000
+
+
+class Synced:
+    """Carries the journal's thread's word onto the loop, once there is one."""
+
+    def __init__(self) -> None:
+        self.shell: Shell | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def __call__(self, position: int) -> None:
+        """Called by the journal's thread."""
+        if self.loop is not None and self.shell is not None:
+            self.loop.call_soon_threadsafe(self.shell.synced, position)
+
+
+def replay(
+    home: Home, config: SystemConfig, link: Link, on_synced: Synced
+) -> tuple[Journal, State]:
+    """The durable state, beating all the while."""
+    options = Options(
+        sync=config.kernel.sync,
+        bytes_max=config.kernel.journal_bytes_max,
+        on_synced=on_synced if config.kernel.sync == "always" else None,
+    )
+    journal, records = Journal.open(home.journal, options)
+    state = State()
+    for number, record in enumerate(records):
+        state.apply(facts.decode(record))
+        if number % REPLAYED_BETWEEN_BEATS == 0:
+            link.send(init.KernelBeat())
+    return journal, state
+
+
+async def serve(
+    environment: ProcessEnvironment,
+    link: Link,
+    promoted: init.Promoted,
+    logger: structlog.typing.FilteringBoundLogger,
+) -> None:
+    """Be the kernel until told to end."""
+    started = time.monotonic()
+    home = environment.home
+    config = SystemConfig.read(home.config)
+    synced = Synced()
+    journal, state = replay(home, config, link, synced)
+    for notice in journal.notices:
+        logger.warning("journal", notice=notice)
+    devices = tuple(detect())
+    shell = Shell(
+        Kernel(state),
+        journal=journal,
+        clock=Clock(state.now_ns),
+        link=link,
+        run=home.run,
+        rejections=home.journal / "rejected",
+        logger=logger,
+        wait_for_sync=config.kernel.sync == "always",
+    )
+    synced.shell, synced.loop = shell, asyncio.get_running_loop()
+    first = Restarted(
+        epoch=state.epoch + 1,
+        boot_id=promoted.boot_id,
+        wall_ns=time.time_ns(),
+        config=core_config(home, config, devices),
+        devices=devices,
+        children=tuple(promoted.children),
+        exits=tuple(promoted.exits),
+        rejected=read_rejected(home.journal / "rejected"),
+    )
+    logger.info(
+        "replayed",
+        epoch=first.epoch,
+        threads=len(state.threads),
+        children=len(first.children),
+        ms=int((time.monotonic() - started) * 1000),
+    )
+    await shell.run(home.socket, first)
+    journal.close()
+
+
+def main() -> None:
+    """Wait for promotion, then be the kernel."""
+    environment = ProcessEnvironment.read()
+    logger = logs.configure("kernel")
+    assert environment.init_fd is not None, "the kernel is started by init"
+    link = Link.inherited(environment.init_fd)
+    promoted = await_promotion(link, environment.lifeline_fd)
+    link.send(init.KernelBeat())
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(environment, link, promoted, logger))
+    except RemoteError as error:
+        logger.critical("cannot start", kind=error.kind.value, detail=error.detail)
+        sys.exit(78)
+    except Exception:
+        logger.critical("broken", exc_info=True)
+        sys.exit(70)
+
+
+if __name__ == "__main__":
+    main()

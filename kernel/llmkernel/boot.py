@@ -1,0 +1,65 @@
+"""From the home's configuration to the core's: which processes run, and what the machine has."""
+
+import os
+import sys
+from typing import Final
+
+from libllm.config import Home, SystemConfig, read_key
+from libllm.version import __version__
+from llmproto import limits
+from llmproto.init import Spec
+from llmproto.operation import DeviceRow
+
+from llmkernel.events import KernelConfig
+
+MODULES: Final = {
+    "tokenizer": "llmservices.tokenizer",
+    "monitor": "llmservices.monitor",
+    "gateway": "llmservices.gateway",
+}
+KV_BYTES_DEFAULT: Final = 1 << 30
+WORKING_BYTES: Final = 512 << 20
+"""An executor beside its weights and its KV cache: torch, activations, logits."""
+CORES_A_WORKER: Final = 8
+"""One HTTP worker for so many cores."""
+
+
+def core_config(home: Home, config: SystemConfig, devices: tuple[DeviceRow, ...]) -> KernelConfig:
+    """What the core must know."""
+    executor = config.executor
+    kv_bytes = executor.kv_bytes if executor.kv_bytes is not None else KV_BYTES_DEFAULT
+    idle_ms = executor.idle_ms if executor.idle_ms is not None else limits.MODEL_IDLE_MS
+    return KernelConfig(
+        services=tuple(_services(config, devices)),
+        executor_cores=executor.threads,
+        executor_memory_bytes=kv_bytes + WORKING_BYTES,
+        default_model=config.models.default,
+        preload=config.models.preload,
+        model_idle_ms=idle_ms,
+        operator_proof=read_key(home.operator_key),
+        service_proof=read_key(home.service_key),
+        uid=os.getuid(),
+        version=f"{__version__} (Python {sys.version.split()[0]})",
+    )
+
+
+def _services(config: SystemConfig, devices: tuple[DeviceRow, ...]) -> list[Spec]:
+    specs: list[Spec] = []
+    for name in config.services.run:
+        module = MODULES.get(name, name)
+        if name != "gateway":
+            specs.append(Spec(name=name, role=name, module=module))
+            continue
+        cores = max((len(d.cores) for d in devices if d.kind == "cpu"), default=1)
+        workers = config.gateway.workers or max(1, cores // CORES_A_WORKER)
+        if config.gateway.port == 0:
+            workers = 1  # several workers can share a port only if it is known beforehand
+        specs.extend(
+            Spec(
+                name=f"gateway-{number}" if workers > 1 else "gateway",
+                role="gateway",
+                module=module,
+            )
+            for number in range(1, workers + 1)
+        )
+    return specs
