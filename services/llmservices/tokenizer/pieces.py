@@ -96,11 +96,9 @@ def _byte_fallback(content: str, spelling: Spelling) -> bytes:
 
 
 def _spelling(decoder: dict[str, Any] | None) -> Spelling | None:  # Any: JSON of many shapes
-    """Recognise exactly: ByteLevel; or Replace*, ByteFallback, Fuse and at most one Strip at the
-    left.
-    """
+    """Recognise exactly ByteLevel, Fuse*; or Replace*, ByteFallback, Fuse and at most one Strip."""
     steps = _flat(decoder)
-    if [step["type"] for step in steps if step["type"] != "Fuse"] == ["ByteLevel"]:
+    if steps and steps[0]["type"] == "ByteLevel" and all(s["type"] == "Fuse" for s in steps[1:]):
         return Spelling(byte_level=True)
     replacements: list[tuple[str, str]] = []
     while steps and steps[0]["type"] == "Replace" and "String" in steps[0]["pattern"]:

@@ -5,35 +5,24 @@ operator added, not of a request; the bounds are there so that a broken one refu
 harms nobody else's.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final, NoReturn
 
 import jinja2
-from jinja2 import filters, nodes
+from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
-from llmproto import limits
 from llmproto.errors import invalid
 from llmproto.generation import ChatMessage
 
+from llmservices.tokenizer import bounds
+
 STEPS_MAX: Final = 1_000_000  # turns of loops and calls of macros in one rendering: about a second
 MACRO_STEPS: Final = 16  # what a call of a macro costs against a turn of a loop
-TEXT_CHARACTERS_MAX: Final = (
-    4 * limits.PROMPT_BYTES_MAX
-)  # of any string on the way: what a long chat needs, and room
-NUMBER_BITS_MAX: Final = 4096
-WIDTH_MAX: Final = 1000  # padding and indentation
-PADDING: Final = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill"})
-FORMATTING: Final = frozenset({"format", "format_map", "__mod__"})
-
-
-class Bound(Exception):
-    """The template did more than it may."""
 
 
 class Counted(NodeTransformer):
@@ -102,16 +91,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         )
         self.steps = STEPS_MAX
         self.concat = self.bounded_join  # type: ignore[method-assign]  # read by the code that Jinja generates
-        self.filters |= {
-            "tojson": _tojson,
-            "replace": _replace,
-            "join": _join,
-            "center": _center,
-            "indent": _indent,
-            "format": _format,
-            "batch": _batch,
-            "slice": _slice,
-        }
+        self.filters |= bounds.FILTERS
+        for name in ("wordwrap", "urlize"):  # they can repeat an argument without bound
+            del self.filters[name]
         self.globals = {
             "range": self.globals["range"],
             "cycler": self.globals["cycler"],
@@ -125,7 +107,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         """One more turn or call."""
         self.steps -= count
         if self.steps < 0:
-            raise Bound(f"it takes more than {STEPS_MAX} steps")
+            raise bounds.Bound(f"it takes more than {STEPS_MAX} steps")
 
     def counted(self, items: Iterable[Any]) -> Iterator[Any]:  # Any: whatever a template loops over
         """The items, each a step."""
@@ -143,7 +125,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         characters = 0
         for part in parts:
             characters += len(part)
-            _bounded(characters)
+            bounds.bounded(characters)
             kept.append(part)
         return "".join(kept)
 
@@ -151,21 +133,26 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self, context: Any, operator: str, left: Any, right: Any
     ) -> Any:  # Any: Jinja's signature
         """One of the operators that can make much of little."""
-        _check_binop(operator, left, right)
+        bounds.check_binop(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:  # Any: Jinja's signature
         """A string's `format`, checked where it is looked up: what Jinja makes of it hides it."""
         wrapped = super().wrap_str_format(value)
-        if wrapped is not None:
-            _check_method(value.__self__, "format", ())
-        return wrapped
+        if wrapped is None:
+            return None
+
+        def checked(*values: Any, **named: Any) -> str:  # Any: Jinja's signature
+            bounds.check_format(value.__self__, "{", (*values, *named.values()))
+            return str(wrapped(*values, **named))
+
+        return checked
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """A call of anything; methods of strings that can make much of little are checked first."""
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
-            _check_method(owner, __obj.__name__, args)
+            bounds.check_method(owner, __obj.__name__, args)
         return super().call(__context, __obj, *args, **kwargs)
 
 
@@ -202,9 +189,9 @@ class ChatTemplate:
                 **self._named,
             ):
                 characters += len(part)
-                _bounded(characters)
+                bounds.bounded(characters)
                 parts.append(part)
-        except Bound as error:
+        except bounds.Bound as error:
             raise invalid(f"the model's chat template was stopped: {error}") from error
         except jinja2.TemplateError as error:
             raise invalid(
@@ -227,110 +214,6 @@ class ChatTemplate:
 
 def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
-
-
-def _tojson(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON without the HTML escapes that Jinja's own filter writes."""
-    if isinstance(indent, int):
-        _bounded_width(indent)
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _replace(text: object, old: object, new: object, count: int | None = None) -> str:
-    _check_method(str(text), "replace", (str(old), str(new)))
-    return str(text).replace(str(old), str(new), -1 if count is None else count)
-
-
-@jinja2.pass_eval_context
-def _join(
-    context: jinja2.nodes.EvalContext,
-    items: Iterable[Any],
-    between: str = "",
-    attribute: str | int | None = None,
-) -> str:
-    kept = list(items)
-    _bounded(len(kept) * len(str(between)))
-    return str(filters.do_join(context, kept, between, attribute))
-
-
-def _center(text: str, width: int = 80) -> str:
-    _bounded_width(width)
-    return filters.do_center(text, width)
-
-
-def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    _bounded_width(len(width) if isinstance(width, str) else width)
-    _bounded(len(text) + text.count("\n") * (len(width) if isinstance(width, str) else width))
-    return filters.do_indent(text, width, first, blank)
-
-
-def _format(text: object, *values: Any, **named: Any) -> str:  # Any: Jinja's signature
-    _check_method(str(text), "format", ())
-    return filters.do_format(str(text), *values, **named)
-
-
-def _batch(items: Iterable[Any], count: int, fill_with: object = None) -> Iterator[list[Any]]:
-    _bounded_width(count)
-    yield from filters.do_batch(items, count, fill_with)
-
-
-def _slice(items: Iterable[Any], count: int, fill_with: object = None) -> Iterator[list[Any]]:
-    _bounded_width(count)
-    yield from filters.do_slice(list(items), count, fill_with)
-
-
-def _check_binop(operator: str, left: object, right: object) -> None:
-    if isinstance(left, int) and isinstance(right, int):
-        bits = left.bit_length() * (max(right, 1) if operator == "**" else 1) + right.bit_length()
-        if bits > NUMBER_BITS_MAX and operator in {"**", "*"}:
-            raise Bound(f"a number takes more than {NUMBER_BITS_MAX} bits")
-    elif (
-        operator == "+"
-        and isinstance(left, str | list | tuple)
-        and isinstance(right, str | list | tuple)
-    ):
-        _bounded(len(left) + len(right))
-    elif operator == "*":
-        for sequence, times in ((left, right), (right, left)):
-            if isinstance(sequence, str | list | tuple) and isinstance(times, int):
-                _bounded(len(sequence) * times)
-    elif operator == "%" and isinstance(left, str):
-        _check_method(left, "__mod__", ())
-
-
-def _check_method(owner: str, name: str, arguments: Sequence[object]) -> None:
-    if name in PADDING:
-        for argument in arguments:
-            if isinstance(argument, int):
-                _bounded_width(argument)
-    elif name == "replace" and len(arguments) >= 2:
-        old, new = arguments[:2]
-        if isinstance(old, str) and isinstance(new, str):
-            _bounded(len(owner) + owner.count(old) * len(new))
-    elif name in FORMATTING and any(len(digits) > 3 for digits in _digits(owner)):
-        raise Bound(f"a field is wider than {WIDTH_MAX} characters")
-
-
-def _digits(text: str) -> list[str]:
-    return "".join(character if character.isdigit() else " " for character in text).split()
-
-
-def _bounded(characters: int) -> None:
-    if characters > TEXT_CHARACTERS_MAX:
-        raise Bound(f"a text has more than {TEXT_CHARACTERS_MAX} characters")
-
-
-def _bounded_width(width: int) -> None:
-    if width > WIDTH_MAX:
-        raise Bound(f"a field is {width} characters wide, more than {WIDTH_MAX}")
 
 
 def _short(error: BaseException) -> str:

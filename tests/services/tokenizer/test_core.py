@@ -1,5 +1,8 @@
 """SinkThread: the text is a function of the ids; made again, it is the same."""
 
+import os
+import subprocess
+import sys
 from array import array
 
 import pytest
@@ -203,7 +206,7 @@ def test_acknowledged_text_is_forgotten(vocabularies: Vocabularies) -> None:
     for position in range(2, 10_002):
         thread.push(position, word, score=TokenScore(word, -1.0))
         assert thread.ack(thread.emitted, thread.tokens) == position
-        thread.check()
+    thread.check()
     assert thread.emitted == 30_000
     assert thread.since(30_000, scores=10_000) == TextRow(30_000, "", 10_000, scores=[])
     with pytest.raises(RemoteError, match="kept from"):
@@ -293,3 +296,19 @@ def test_garbage_is_no_sink_state(garbage: bytes) -> None:
     with pytest.raises(RemoteError) as caught:
         decode_sink_state(garbage)
     assert caught.value.kind is ErrorKind.INVALID
+
+
+def test_heavy_libraries_stay_out() -> None:
+    code = (
+        "import sys, llmservices.tokenizer.core, llmservices.tokenizer.request; "
+        "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
+    )
+    path = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"

@@ -45,7 +45,8 @@ def test_byte_level_equals_decode(data: st.DataObject, vocabularies: Vocabularie
     assert "".join(pieces(vocabulary, [], output)) == vocabulary.decode(output)
 
 
-@given(text=st.text(max_size=40), cut=st.integers(0, 60))
+# An added token inside the byte alphabet, as é here, is read as bytes by the library, and so by us.
+@given(text=st.text(st.characters(exclude_characters="é", codec="utf-8")), cut=st.integers(0, 60))
 def test_byte_level_behind_a_prompt(text: str, cut: int, vocabularies: Vocabularies) -> None:
     vocabulary = vocabularies["byte_level"]
     tokens = vocabulary.encode(text)

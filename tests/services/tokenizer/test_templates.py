@@ -50,7 +50,8 @@ MACROS = """{%- macro turn(message, depth=1) -%}
 {% endfor -%}
 {{ ns.count }} {{ ns.seen }} {{ tools is none }} {{ documents }} {{ pad_token is defined }}
 {{ messages | map(attribute='role') | join(', ') }} {{ dict(a=1) | tojson(indent=2) }}
-{{ 'x'.replace('x', 'yy') }}
+{{ 'x'.replace('x', 'yy') }} {{ '{}-{:>4}'.format('a', 1) }} {{ ', '.join(['a', 'b']) }}
+{{ '{{{}}} 2026 {:04d}'.format('a', 7) }} {{ '2026 %s 100%% {{' % 'a' }}
 {{ '%s-%s' % ('a', 'b') }} {{ range(3) | list }}
 {{ 'a\nb' | indent(2) }}
 {{ strftime_now('') }}{{ messages[0].content | replace('<b>', '**') | length }}
@@ -124,6 +125,14 @@ ENDLESS = [
     "{{ messages | length ** 99999 }}",
     "{{ '%999999999d' % 1 }}",
     "{{ '{:999999999}'.format(1) }}",
+    "{{ '{:{}}'.format(1, 999999999) }}",
+    "{{ ('{0}' * 100000).format('x' * 100000) }}",
+    "{{ ('%s' * 100) % (['x' * 100000] * 100) }}",
+    "{{ '%(a)999999999d' % {'a': 1} }}",
+    "{{ '%.*f' % (999999999, 1) }}",
+    "{{ '%*d' % (999999999, 1) }}",
+    "{{ ('x' * 100000).join(range(90000) | list) }}",
+    "{{ 'x'.translate({120: 'y' * 1000000}) }}",
     "{{ 'x'.ljust(9999999999) }}",
     "{{ 'x' | center(9999999999) }}",
     "{{ ('x' * 3000000).replace('x', 'x' * 3000000) }}",
