@@ -36,7 +36,6 @@ _HEADER: Final = struct.Struct("<8sIIQQ")
 _CRC: Final = struct.Struct("<I")
 _RECORD: Final = struct.Struct("<II")
 _SYNCED_AT: Final = _HEADER.size + _CRC.size
-_U32: Final = 0xFFFF_FFFF
 _NAME: Final = re.compile(r"segment-(\d{16})")
 
 _datasync: Final = os.fdatasync if hasattr(os, "fdatasync") else os.fsync
@@ -61,12 +60,12 @@ def seed_of(number: int) -> int:
 def pack_record(payload: bytes, seed: int) -> bytes:
     """The 8 bytes in front of a payload."""
     length = len(payload)
-    return _RECORD.pack(zlib.crc32(payload, (seed + length) & _U32), length)
+    return _RECORD.pack(zlib.crc32(payload, seed + length), length)
 
 
 def pack_seal(seed: int) -> bytes:
     """The mark behind the last record of an ended segment."""
-    return _RECORD.pack(zlib.crc32(b"", (seed + SEAL_LENGTH) & _U32), SEAL_LENGTH)
+    return _RECORD.pack(zlib.crc32(b"", seed + SEAL_LENGTH), SEAL_LENGTH)
 
 
 def pack_header(number: int, created_ns: int) -> bytes:
@@ -115,23 +114,20 @@ class Reading:
         """Each payload up to the first thing that is no record."""
         data, seed = self._data, seed_of(self.number)
         at, last = HEADER_BYTES, len(self._data) - RECORD_HEADER_BYTES
-        crc32, unpack = zlib.crc32, _RECORD.unpack_from  # looked up once for all records
+        crc32, unpack = zlib.crc32, _RECORD.unpack_from  # crc32 takes its start modulo 2^32
         while at <= last:
             crc, length = unpack(data, at)
             if length == SEAL_LENGTH:
                 self.sealed = data[at : at + RECORD_HEADER_BYTES] == pack_seal(seed)
                 break
             start = at + RECORD_HEADER_BYTES
-            payload = data[start : start + length]
-            if (
-                length == 0
-                or len(payload) != length
-                or crc != crc32(payload, (seed + length) & _U32)
-            ):
+            end = start + length
+            payload = data[start:end]
+            if crc != crc32(payload, seed + length) or not payload or end > len(data):
                 break
-            at = start + length
-            self.end = at
+            at = end
             yield payload
+        self.end = at
 
     def _check_header(self) -> None:
         if len(self._data) < HEADER_BYTES:
