@@ -1,0 +1,282 @@
+"""Where things are, how the system is set, and what init hands to a process.
+
+The only module that reads environment variables. Everything here is read once, in `__main__` or by
+`connect`, and passed down as values.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+from llmproto.errors import ErrorKind, RemoteError, invalid
+from msgspec import Meta
+
+SUN_PATH_BYTES_MAX: Final = 107
+"""What `sun_path` holds on Linux (108) less its final zero; macOS has 103, of which bind() itself
+tells."""
+PROOF_BYTES: Final = 32
+CONFIG_BYTES_MAX: Final = 1 << 20
+
+Bytes = Annotated[int, Meta(ge=0, le=(1 << 53) - 1)]
+Count = Annotated[int, Meta(ge=1, le=1 << 20)]
+
+
+class Home(msgspec.Struct, frozen=True):
+    """The folder of one system: the only place where it keeps state."""
+
+    root: Path
+
+    @classmethod
+    def find(cls, given: str | Path | None = None) -> "Home":
+        """The home that was named, else $LLMOS_HOME, else ~/.llmos; absolute.
+
+        Raises RemoteError(INVALID) where its socket path would be too long.
+        """
+        named = given if given is not None else os.environ.get("LLMOS_HOME") or "~/.llmos"
+        home = cls(Path(os.path.abspath(os.path.expanduser(named))))
+        home.check_socket_path()
+        return home
+
+    @property
+    def run(self) -> Path:
+        """Socket, lock and crash notes: worthless after a boot."""
+        return self.root / "run"
+
+    @property
+    def journal(self) -> Path:
+        """The kernel's durable facts."""
+        return self.root / "journal"
+
+    @property
+    def keys(self) -> Path:
+        """Key files, 0600."""
+        return self.root / "keys"
+
+    @property
+    def logs(self) -> Path:
+        """One file a process."""
+        return self.root / "logs"
+
+    @property
+    def store(self) -> Path:
+        """Versions of models and data."""
+        return self.root / "store"
+
+    @property
+    def config(self) -> Path:
+        """config.toml; may be absent."""
+        return self.root / "config.toml"
+
+    @property
+    def socket(self) -> Path:
+        """The kernel's socket."""
+        return self.run / "kernel.sock"
+
+    @property
+    def endpoint(self) -> str:
+        """The kernel's address for ZeroMQ."""
+        return f"ipc://{self.socket}"
+
+    @property
+    def lock(self) -> Path:
+        """Held with flock by init for as long as a system runs here."""
+        return self.run / "lock"
+
+    @property
+    def operator_key(self) -> Path:
+        """Proof of the right to operate this system."""
+        return self.keys / "operator.key"
+
+    @property
+    def service_key(self) -> Path:
+        """Proof of a service that init did not start."""
+        return self.keys / "service.key"
+
+    def crash_note(self, process: str, incarnation: int) -> Path:
+        """What an executor was computing, in a file that outlives it."""
+        return self.run / f"step-{process}-{incarnation}.bin"
+
+    def make(self) -> None:
+        """Create the folders, closed to other users."""
+        try:
+            for folder in (self.root, self.run, self.journal, self.keys, self.logs, self.store):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise invalid(
+                f"the home {self.root} cannot be written ({error.strerror}): name another with "
+                "--home or LLMOS_HOME"
+            ) from None
+
+    def check_socket_path(self) -> None:
+        """RemoteError(INVALID) with both numbers, where the socket's path exceeds what the system
+        can bind."""
+        used = len(os.fsencode(self.socket))
+        if used > SUN_PATH_BYTES_MAX:
+            raise invalid(
+                f"the socket path {self.socket} has {used} bytes, a Unix socket's path at most "
+                f"{SUN_PATH_BYTES_MAX}: choose a home whose path is at least "
+                f"{used - SUN_PATH_BYTES_MAX} bytes shorter (--home or LLMOS_HOME)"
+            )
+
+
+class KernelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[kernel]"""
+
+    sync: Literal["group", "never", "always"] = "group"
+    """`always`: nothing leaves before its fact is synced. `group`: synced every few ms, not waited
+    for."""
+    journal_bytes_max: Annotated[int, Meta(ge=16 << 20, le=1 << 50)] = 1 << 30
+    """The live journal; beyond it admissions answer EXHAUSTED."""
+
+
+class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[executor]; absent values are derived from the device."""
+
+    mode: Literal["fast", "exact"] = "fast"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    kv_bytes: Bytes | None = None
+    """Size of the KV cache."""
+    threads: Annotated[int, Meta(ge=1, le=4096)] | None = None
+    """Threads of the processor for one step."""
+    residents_max: Count | None = None
+    """Threads of the system on one executor at once."""
+    step_tokens: Count | None = None
+    """Tokens in one forward pass: bounds how long a prompt holds up its neighbours."""
+    idle_ms: Annotated[int, Meta(ge=0, le=(1 << 53) - 1)] | None = None
+    """A model without threads for so long is unloaded."""
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[gateway]"""
+
+    host: Annotated[str, Meta(min_length=1, max_length=255)] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8750
+    """0: any free one."""
+    workers: Annotated[int, Meta(ge=1, le=256)] | None = None
+    """HTTP worker processes; absent: one, more where there are cores to spare."""
+    keys_required: bool = False
+    """Always on where the host is not a loopback address."""
+    body_bytes_max: Annotated[int, Meta(ge=1024, le=1 << 30)] = 1 << 20
+
+
+class ModelsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[models]"""
+
+    default: str | None = None
+    """Name in the model table for requests that name none; absent: the first that was registered as
+    such."""
+    preload: tuple[str, ...] = ()
+    """Loaded at boot."""
+
+
+class ServicesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[services]"""
+
+    run: tuple[str, ...] = ("tokenizer", "monitor", "gateway")
+    """Started at boot, beside the executors, which start on demand."""
+
+
+class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole config.toml."""
+
+    kernel: KernelConfig = KernelConfig()
+    executor: ExecutorConfig = ExecutorConfig()
+    gateway: GatewayConfig = GatewayConfig()
+    models: ModelsConfig = ModelsConfig()
+    services: ServicesConfig = ServicesConfig()
+
+    @classmethod
+    def read(cls, path: Path) -> "SystemConfig":
+        """What the file says, defaults where it is absent; RemoteError(INVALID) naming file and key
+        otherwise."""
+        try:
+            with path.open("rb") as file:
+                text = file.read(CONFIG_BYTES_MAX + 1)
+        except FileNotFoundError:
+            return cls()
+        except OSError as error:
+            raise invalid(f"{path} cannot be read: {error.strerror}") from None
+        if len(text) > CONFIG_BYTES_MAX:
+            raise invalid(f"{path} has more than {CONFIG_BYTES_MAX} bytes")
+        try:
+            return msgspec.convert(tomllib.loads(text.decode()), cls)
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+            raise invalid(f"{path}: {error}") from None
+
+
+class ProcessEnvironment(msgspec.Struct, frozen=True):
+    """What a process of the system starts with."""
+
+    home: Home
+    process: str | None = None
+    """Its name; absent where init did not start it."""
+    incarnation: int = 0
+    proof: bytes = b""
+    """Says Hello with it."""
+    lifeline_fd: int | None = None
+    """End-of-file here means: init is gone, exit at once."""
+    init_fd: int | None = None
+    """The kernel's end of the socketpair with init."""
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] | None = None) -> "ProcessEnvironment":
+        """From the variables that init sets; without a proof of init's, the home's service key
+        serves.
+
+        Takes the proof out of its file descriptor and closes that, so that no descendant can read
+        it.
+        """
+        values = os.environ if environment is None else environment
+        home = Home.find(values.get("LLMOS_HOME") or None)
+        proof_fd = _number(values, "LLMOS_PROOF_FD")
+        if proof_fd is None:
+            proof = read_key(home.service_key)
+        else:
+            with os.fdopen(proof_fd, "rb", buffering=0) as file:
+                proof = _read_exactly(file.fileno())
+        return cls(
+            home=home,
+            process=values.get("LLMOS_PROCESS") or None,
+            incarnation=_number(values, "LLMOS_INCARNATION") or 0,
+            proof=proof,
+            lifeline_fd=_number(values, "LLMOS_LIFELINE_FD"),
+            init_fd=_number(values, "LLMOS_INIT_FD"),
+        )
+
+
+def read_key(path: Path) -> bytes:
+    """The content of a key file; empty where there is none, DENIED where this user may not read
+    it."""
+    try:
+        with path.open("rb") as file:
+            return file.read(256)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise RemoteError(
+            ErrorKind.DENIED,
+            f"{path} cannot be read ({error.strerror}): use the system as the user that owns it",
+        ) from None
+
+
+def _number(values: Mapping[str, str], name: str) -> int | None:
+    text = values.get(name)
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise invalid(f"{name} must be a number, it is {text!r}")
+    return int(text)
+
+
+def _read_exactly(fd: int) -> bytes:
+    """The proof from a pipe or a file, which may come in pieces."""
+    proof = b""
+    while len(proof) < PROOF_BYTES:
+        part = os.read(fd, PROOF_BYTES - len(proof))
+        if not part:
+            break
+        proof += part
+    return proof

@@ -1,0 +1,134 @@
+"""What a service says to the others: messages, questions, announcements."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+from llmproto.base import Message
+from llmproto.connection import Failed, Working
+from llmproto.errors import ErrorKind, RemoteError
+
+from libllm.events import Answer, Call, Event, Forget, Post
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+class Port:
+    """The way out of a service.
+
+    Its methods belong to the event loop's thread; another thread uses
+    `loop.call_soon_threadsafe(port.send, ...)`. Invariant: every question is answered exactly once,
+    and the answer forgets it.
+    """
+
+    def __init__(self, feed: Callable[[Event], None]) -> None:
+        self._feed = feed
+        self._loop = asyncio.get_running_loop()
+        self._calls = 0
+        self._waiting: dict[int, Callable[[Message], None]] = {}
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that this port belongs to."""
+        return self._loop
+
+    def send(
+        self,
+        message: Message,
+        *,
+        target: str = "kernel",
+        peer: bytes | None = None,
+        cause: bytes | None = None,
+        reply_to: bytes | None = None,
+        tenant: int | None = None,
+    ) -> None:
+        """Say it once. It is lost where the connection is down: whoever needs it asks or is told
+        again."""
+        self._feed(Post(message, target, peer=peer, cause=cause, reply_to=reply_to, tenant=tenant))
+
+    def ask(
+        self,
+        message: Message,
+        then: Callable[[Message], None],
+        *,
+        target: str = "kernel",
+        cause: bytes | None = None,
+        tenant: int | None = None,
+        deadline_ns: int | None = None,
+        wait_exhausted: bool = False,
+    ) -> int:
+        """Say it until it is answered, then call `then` with the answer, which may be Failed. Gives
+        its number."""
+        self._calls += 1
+        self._waiting[self._calls] = then
+        self._feed(
+            Call(
+                self._calls,
+                message,
+                target,
+                cause=cause,
+                tenant=tenant,
+                deadline_ns=deadline_ns,
+                wait_exhausted=wait_exhausted,
+            )
+        )
+        return self._calls
+
+    def forget(self, call: int) -> None:
+        """The answer to this question is no longer wanted."""
+        if self._waiting.pop(call, None) is not None:
+            self._feed(Forget(call))
+
+    async def call(
+        self,
+        message: Message,
+        answer: type[MessageT],
+        *,
+        target: str = "kernel",
+        cause: bytes | None = None,
+        tenant: int | None = None,
+        deadline_ns: int | None = None,
+        wait_exhausted: bool = False,
+    ) -> MessageT:
+        """Say it until it is answered, and give the answer; raises RemoteError where that is
+        Failed."""
+        future: asyncio.Future[Message] = self._loop.create_future()
+
+        def settle(found: Message) -> None:
+            if not future.done():
+                future.set_result(found)
+
+        number = self.ask(
+            message,
+            settle,
+            target=target,
+            cause=cause,
+            tenant=tenant,
+            deadline_ns=deadline_ns,
+            wait_exhausted=wait_exhausted,
+        )
+        try:
+            return expect(await future, answer)
+        finally:
+            self.forget(number)
+
+    def working(self, what: str, *, budget_ms: int) -> None:
+        """Announce that for so long no progress will be seen; 0 takes it back."""
+        self.send(Working(what, budget_ms))
+
+    def answered(self, effect: Answer) -> None:
+        """The session has an answer for one of these questions."""
+        then = self._waiting.pop(effect.call, None)
+        if then is not None:
+            then(effect.message)
+
+
+def expect(found: Message, wanted: type[MessageT]) -> MessageT:
+    """The answer, if it is the wanted one; RemoteError otherwise."""
+    if isinstance(found, wanted):
+        return found
+    if isinstance(found, Failed):
+        raise RemoteError(found.kind, found.detail, retry_after_ms=found.retry_after_ms)
+    raise RemoteError(
+        ErrorKind.INTERNAL, f"answered by {type(found).__name__}, not {wanted.__name__}"
+    )
