@@ -171,6 +171,13 @@ class SinkThread:
         index = bisect_right(self._emitted_after, offset) - 1
         return self._position_base + index if index >= 0 else None
 
+    def offset_after(self, position: int) -> int:
+        """The stream's length after this position; what is kept of it where that is forgotten."""
+        index = position - self._position_base
+        if index < 0 or not self._emitted_after:
+            return self._text_base
+        return self._emitted_after[min(index, len(self._emitted_after) - 1)]
+
     def since(self, offset: int, scores: int = 0) -> TextRow:
         """All that follows what a client holds: text from this byte, scores from this count.
 

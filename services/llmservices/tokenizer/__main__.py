@@ -1,0 +1,25 @@
+"""`python -m llmservices.tokenizer`: the tokenizer's process."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from libllm.config import ProcessEnvironment
+from libllm.service import run
+
+from llmservices.tokenizer.service import Tokenizer
+
+EMBEDDED = "llmos-mini"
+
+
+def main() -> None:
+    """Serve until told to end."""
+    embedded = Path(str(files("llmservices.models") / "embedded"))
+    run(
+        lambda port: Tokenizer(port, built_in=((EMBEDDED, embedded),)),
+        role="tokenizer",
+        environment=ProcessEnvironment.read(),
+    )
+
+
+if __name__ == "__main__":
+    main()

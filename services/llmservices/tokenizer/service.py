@@ -1,0 +1,380 @@
+"""The tokenizer's messages: requests become threads, committed tokens become text.
+
+Everything that must not be overtaken by the tokens that follow (a spawned thread, an opened one) is
+done in the callback of its message, never in a task that runs later.
+"""
+
+import asyncio
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from libllm.events import Holding
+from libllm.port import Port
+from libllm.service import Handlers, Request, Service
+from llmproto import limits, wire
+from llmproto.base import Message
+from llmproto.connection import Failed
+from llmproto.errors import ErrorKind, RemoteError, invalid
+from llmproto.generation import (
+    Accepted,
+    Attach,
+    Attached,
+    Generate,
+    StreamAcked,
+    TokenizeAsk,
+    Tokenized,
+)
+from llmproto.models import (
+    ModelAdd,
+    ModelAdded,
+    ModelAsk,
+    ModelEntry,
+    ModelFound,
+    ModelRegister,
+)
+from llmproto.threads import (
+    Committed,
+    Done,
+    SinkAcked,
+    SinkDrop,
+    SinkOpen,
+    ThreadAdopt,
+    ThreadCancel,
+    ThreadEnd,
+    ThreadSpawn,
+    ThreadSpawned,
+)
+
+from llmservices.tokenizer.core import Gap, SinkThread, TextRow, reopen
+from llmservices.tokenizer.folder import ModelFolder, inspect
+from llmservices.tokenizer.request import Prepared, encode_prompt, prepare
+from llmservices.tokenizer.sink_state import SinkState, decode_sink_state
+from llmservices.tokenizer.streams import Live, Streams, text_of
+from llmservices.tokenizer.vocabulary import Vocabularies, Vocabulary
+
+SPAWN_S: Final = 30
+"""For how long a spawn is repeated; its client repeats the whole request anyway."""
+SILENT_TOKENS_MAX: Final = limits.CREDIT_TOKENS // 4
+"""Tokens without text after which their consumption is acknowledged: nobody else can."""
+
+
+class Tokenizer(Service):
+    """The sink of generations."""
+
+    def __init__(self, port: Port, *, built_in: tuple[tuple[str, Path], ...]) -> None:
+        """`built_in` are the models that come with the system: name and folder, default first."""
+        self._port = port
+        self._built_in = built_in
+        self._streams = Streams()
+        self._vocabularies = Vocabularies()
+        self._folders: dict[bytes, ModelFolder] = {}
+        self._progress = 0
+
+    def handlers(self) -> Handlers:
+        """Every message that the tokenizer takes."""
+        return {
+            Committed: self.committed,
+            StreamAcked: self.stream_acked,
+            Generate: self.generate,
+            Attach: self.attach,
+            SinkOpen: self.sink_open,
+            SinkDrop: self.sink_drop,
+            TokenizeAsk: self.tokenize,
+            ModelAdd: self.add_model,
+        }
+
+    def holding(self) -> Holding:
+        """All threads, each with the last position received."""
+        live = self._streams.by_thread
+        positions = [max(one.position, 0) for one in live.values()]
+        return Holding(self._progress, list(live), positions)
+
+    async def start(self) -> None:
+        """Put the built-in models into the table."""
+        for number, (name, folder) in enumerate(self._built_in):
+            entry = self._entry(inspect(folder), name)
+            register = ModelRegister(entry, default=number == 0)
+            await self._port.call(register, Done)
+        self._progress = 1
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    async def generate(self, generate: Generate, request: Request) -> Accepted:
+        """Encode, spawn a thread for each choice, accept."""
+        self._progress += 1
+        entry = await self._model(generate.model)
+        folder, vocabulary = self._load(entry)
+        prepared = prepare(generate, vocabulary, folder, now=datetime.now().astimezone())
+        spawned: list[asyncio.Future[bytes]] = [
+            self._spawn(generate, choice, entry.name, prepared, vocabulary, folder, request)
+            for choice in range(generate.choices)
+        ]
+        try:
+            threads = [await future for future in spawned]
+        except RemoteError:
+            for future in spawned:
+                if future.done() and not future.cancelled() and future.exception() is None:
+                    self._port.send(ThreadCancel(future.result()))
+                future.cancel()
+            raise
+        return Accepted(
+            threads=threads,
+            model=entry.name,
+            prompt_tokens=len(prepared.tokens),
+            prompt=prepared.tokens if prepared.prompt_texts else [],
+            prompt_texts=prepared.prompt_texts,
+        )
+
+    def _spawn(
+        self,
+        generate: Generate,
+        choice: int,
+        model: str,
+        prepared: Prepared,
+        vocabulary: Vocabulary,
+        folder: ModelFolder,
+        request: Request,
+    ) -> "asyncio.Future[bytes]":
+        stream = generate.key + bytes([choice])
+        sampling = prepared.sampling_of(choice)
+        state = SinkState(
+            model=model,
+            tokenizer_digest=folder.tokenizer_digest,
+            folder=folder.path,
+            stream=stream,
+            session=request.source,
+            tenant=request.tenant or 0,
+            stops=generate.stops,
+            hidden=prepared.hidden,
+            wants_scores=sampling.logprobs is not None,
+            wants_prompt_scores=sampling.prompt_logprobs and sampling.logprobs is not None,
+        )
+        future: asyncio.Future[bytes] = self._port.loop.create_future()
+
+        def answered(answer: Message) -> None:
+            if isinstance(answer, ThreadSpawned):
+                if answer.thread not in self._streams.by_thread and not answer.existing:
+                    text = SinkThread(vocabulary, state, prepared.tokens)
+                    live = Live(
+                        answer.thread,
+                        text,
+                        stream=stream,
+                        session=request.source,
+                        tenant=request.tenant or 0,
+                    )
+                    self._streams.put(live)
+                if not future.done():
+                    future.set_result(answer.thread)
+            elif isinstance(answer, Failed) and not future.done():
+                error = RemoteError(
+                    answer.kind, answer.detail, retry_after_ms=answer.retry_after_ms
+                )
+                future.set_exception(error)
+
+        spawn = ThreadSpawn(
+            key=generate.key,
+            index=choice,
+            digest=prepared.digest,
+            model=model,
+            tokens=wire.pack_tokens(prepared.tokens),
+            output_tokens_max=prepared.output_tokens_max,
+            sampling=sampling,
+            sink_state=state.encode(),
+            service_class=generate.service_class,
+            priority=generate.priority,
+            deadline_ms=request.header.deadline_ms,
+            resumable=generate.resumable,
+        )
+        deadline_ns = time.monotonic_ns() + SPAWN_S * 1_000_000_000
+        self._port.ask(spawn, answered, cause=request.id, deadline_ns=deadline_ns)
+        return future
+
+    async def tokenize(self, ask: TokenizeAsk, request: Request) -> Tokenized:
+        """What ids a text becomes."""
+        entry = await self._model(ask.model)
+        folder, vocabulary = self._load(entry)
+        now = datetime.now().astimezone()
+        tokens = encode_prompt(
+            vocabulary, folder, prompt=ask.prompt, messages=ask.messages, now=now
+        )
+        return Tokenized(tokens, entry.context_tokens)
+
+    # --- models -----------------------------------------------------------------------------------
+
+    async def add_model(self, add: ModelAdd, request: Request) -> ModelAdded:
+        """Examine a folder and register it, on behalf of an operator."""
+        path = Path(add.path)
+        if not path.is_absolute():
+            raise invalid(f"{add.path!r} is not an absolute path")
+        folder = inspect(path)
+        self._vocabularies.get(folder)
+        name = add.name if add.name is not None else Path(folder.path).name
+        entry = self._entry(folder, name)
+        await self._port.call(ModelRegister(entry), Done, cause=request.id)
+        return ModelAdded(name, folder.digest)
+
+    def _entry(self, folder: ModelFolder, name: str) -> ModelEntry:
+        self._folders[folder.digest] = folder
+        return ModelEntry(
+            name=name,
+            path=folder.path,
+            digest=folder.digest,
+            architecture=folder.architecture or folder.model_type or "unknown",
+            context_tokens=min(folder.context_tokens, limits.CONTEXT_TOKENS_MAX),
+            vocabulary=folder.vocab_tokens,
+            weight_bytes=folder.weight_bytes,
+            end_tokens=list(folder.eos_tokens),
+            chat=folder.has_chat_template,
+        )
+
+    async def _model(self, name: str | None) -> ModelEntry:
+        return (await self._port.call(ModelAsk(name), ModelFound)).model
+
+    def _load(self, entry: ModelEntry) -> tuple[ModelFolder, Vocabulary]:
+        """A model's folder and vocabulary, read when first asked for."""
+        folder = self._folders.get(entry.digest)
+        if folder is None:
+            folder = inspect(Path(entry.path))
+            if folder.digest != entry.digest:
+                raise invalid(
+                    f"{entry.path} has changed since {entry.name!r} was added "
+                    f"({entry.digest.hex()[:8]}, now {folder.digest.hex()[:8]}): add it again"
+                )
+            self._folders[entry.digest] = folder
+            while len(self._folders) > limits.MODELS_MAX:
+                del self._folders[next(iter(self._folders))]
+        return folder, self._vocabularies.get(folder)
+
+    # --- committed tokens -------------------------------------------------------------------------
+
+    def committed(self, commit: Committed, request: Request) -> None:
+        """One step: one row a thread, one message a reader."""
+        live_of = self._streams.by_thread
+        readers: dict[bytes, list[tuple[Live, TextRow]]] = {}
+        silent: list[Live] = []
+        scores, prompt_scores, errors = commit.scores, commit.prompt_scores, commit.errors
+        for row, (thread, position, token, end) in enumerate(
+            zip(commit.threads, commit.positions, commit.tokens, commit.ends)
+        ):
+            live = live_of.get(thread)
+            if live is None:
+                continue
+            text = live.text.push(
+                position,
+                token,
+                end,
+                None if scores is None else scores[row],
+                prompt_scores=None if prompt_scores is None else prompt_scores[row],
+                error="" if errors is None else errors[row],
+            )
+            if isinstance(text, TextRow):
+                live.silent = 0
+                readers.setdefault(live.session, []).append((live, text))
+                if text.at is not None:
+                    self._port.send(ThreadEnd(thread, text.at))
+            elif not isinstance(text, Gap):
+                live.silent += 1
+                if live.silent >= SILENT_TOKENS_MAX:
+                    silent.append(live)
+        self._progress += 1
+        for session, rows in readers.items():
+            self._port.send(text_of(rows), peer=session)
+        if silent:
+            self._acknowledge_silence(silent)
+
+    def _acknowledge_silence(self, silent: list[Live]) -> None:
+        """Tokens that made no text are consumed as far as their reader has consumed the text."""
+        acks = SinkAcked([], [], [])
+        for live in silent:
+            live.silent = 0
+            position = live.text.acked_position()
+            if position is not None and position > live.acked:
+                live.acked = position
+                acks.threads.append(live.thread)
+                acks.positions.append(position)
+                acks.ended.append(False)
+        if acks.threads:
+            self._port.send(acks)
+
+    def sink_open(self, opened: SinkOpen, request: Request) -> None:
+        """A thread of an earlier incarnation, or one of which something was lost."""
+        state = decode_sink_state(opened.sink_state)
+        folder = next(
+            (f for f in self._folders.values() if f.tokenizer_digest == state.tokenizer_digest),
+            None,
+        )
+        vocabulary = self._vocabularies.find(state.tokenizer_digest)
+        if vocabulary is None:
+            folder = folder if folder is not None else inspect(Path(state.folder))
+            if folder.tokenizer_digest != state.tokenizer_digest:
+                self._port.send(ThreadCancel(opened.thread))
+                return
+            vocabulary = self._vocabularies.get(folder)
+        text = reopen(vocabulary, state, opened)
+        live = Live(
+            opened.thread,
+            text,
+            stream=state.stream,
+            session=opened.session,
+            tenant=opened.tenant,
+        )
+        live.acked = opened.acked
+        self._streams.put(live)
+        if text.end is not None and text.end.stop is not None and not opened.end:
+            self._port.send(ThreadEnd(opened.thread, text.next_position - 1))
+        known = text.offset_after(opened.acked) if opened.acked >= opened.prompt_tokens else 0
+        self._send_since(live, known, 0)
+
+    def sink_drop(self, drop: SinkDrop, request: Request) -> None:
+        """The kernel knows nothing of these any more."""
+        for thread in drop.threads:
+            self._streams.drop(thread)
+
+    # --- readers ----------------------------------------------------------------------------------
+
+    def stream_acked(self, acked: StreamAcked, request: Request) -> None:
+        """What readers have consumed, passed on as positions."""
+        acks = SinkAcked([], [], [])
+        for stream, offset, tokens, ended in zip(
+            acked.streams, acked.offsets, acked.tokens, acked.ended
+        ):
+            live = self._streams.by_stream.get(stream)
+            if live is None or live.tenant != request.tenant:
+                continue
+            if offset > live.text.emitted:
+                continue  # a reader ahead of a sink that is still catching up; it says it again
+            position = live.text.ack(offset, tokens)
+            over = ended and live.text.end is not None
+            if over:
+                position = live.text.next_position - 1
+                self._streams.drop(live.thread)
+            if position is not None and (over or position > live.acked):
+                live.acked = position
+                acks.threads.append(live.thread)
+                acks.positions.append(position)
+                acks.ended.append(over)
+        if acks.threads:
+            self._port.send(acks)
+
+    async def attach(self, attach: Attach, request: Request) -> Attached:
+        """A reader wants the stream from its offset on, and all that follows."""
+        live = self._streams.by_stream.get(attach.stream)
+        if live is None:
+            raise RemoteError(
+                ErrorKind.STALE,
+                f"stream {attach.stream.hex()} is not known: it ended and its end was consumed, "
+                "or it never was",
+            )
+        if live.session != request.source:
+            await self._port.call(ThreadAdopt(live.thread), Done, cause=request.id)
+            live = self._streams.by_stream.get(attach.stream, live)
+            live.session = request.source
+        self._send_since(live, attach.offset, attach.scores)
+        return Attached(live.thread, live.text.state.model, live.text.emitted)
+
+    def _send_since(self, live: Live, offset: int, scores: int) -> None:
+        row = live.text.since(offset, scores)
+        if row.text or row.end is not None or row.scores or row.prompt_scores:
+            self._port.send(text_of([(live, row)]), peer=live.session)
