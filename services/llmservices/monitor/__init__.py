@@ -1,0 +1,1 @@
+"""The monitor: measurements of all processes in, Prometheus text out."""
