@@ -77,8 +77,7 @@ async def serve(
         journal=journal,
         clock=Clock(state.now_ns),
         link=link,
-        run=home.run,
-        rejections=home.journal / "rejected",
+        home=home,
         logger=logger,
         wait_for_sync=config.kernel.sync == "always",
     )

@@ -31,6 +31,8 @@ class Commits:
             t.log("error", "stepped with uneven columns", process=process.name)
             return
         process.moved_ns = t.now_ns
+        if step.blocks_free > process.blocks_free:
+            t.dirty = True  # who found no room may find some now
         process.blocks_free = step.blocks_free
         if process.arriving:
             for residency in step.residencies:
@@ -43,6 +45,7 @@ class Commits:
         ended: list[tuple[Thread, int, int]] = []
         full: list[Thread] = []
         unknown: list[int] = []
+        astray: list[Thread] = []
         marks: list[Thread] = []
         row = -1
         for name, residency, position, token, end in zip(*columns):
@@ -56,15 +59,21 @@ class Commits:
             if position != len(tokens):
                 if position > len(tokens):
                     t.send(session, Resync(thread.id, residency, len(tokens)))
+                elif token is not None and token != tokens[position]:
+                    astray.append(thread)
                 continue
-            if token is not None and position < thread.prompt_tokens + thread.output_tokens_max:
-                tokens.append(token)
-                rows.append(row)
-                members.append(thread)
-                if position + 1 == thread.prompt_tokens + thread.output_tokens_max:
+            if ended and any(thread is over for over, _, _ in ended):
+                continue  # nothing follows an end, whatever its executor says
+            if token is not None:
+                length_max = thread.prompt_tokens + thread.output_tokens_max
+                if position < length_max:
+                    tokens.append(token)
+                    rows.append(row)
+                    members.append(thread)
+                    if position - thread.acked >= limits.CREDIT_TOKENS:
+                        full.append(thread)
+                if position + 1 >= length_max:
                     end = end or END_LENGTH
-                if position - thread.acked >= limits.CREDIT_TOKENS:
-                    full.append(thread)
             if end:
                 ended.append((thread, end, row))
         if rows:
@@ -73,9 +82,18 @@ class Commits:
         self._mark(session, marks)
         if unknown:
             t.send(session, Drop(unknown))
+        for thread in astray:
+            self._astray(thread)
         for thread in full:
             if not thread.end:
                 self._lifecycle.pause(thread)
+
+    def _astray(self, thread: Thread) -> None:
+        """Its residency computes from tokens that are not the committed ones: it began before the
+        kernel did, and another one committed meanwhile."""
+        self._t.log("warning", "residency astray", process=thread.process, thread=thread.id.hex())
+        self._lifecycle.leave(thread, tell=True)
+        self._lifecycle.queue(thread)
 
     def _commit(
         self, step: Stepped, rows: list[int], members: list[Thread], ends: dict[int, int]
@@ -145,7 +163,8 @@ class Commits:
                 thread.prompt_scores = step.prompt_scores[row]
                 # Durable with the end: written as a whole context, since no token carries it.
                 self._t.record_applied(thread.admitted())
-            self._lifecycle.finish(thread, end, tell_executor=False, tell_sink=row not in told)
+            untold = row not in told  # no watermark reaches an end without a token
+            self._lifecycle.finish(thread, end, tell_executor=untold, tell_sink=untold)
 
     def _mark(self, session: Session, members: list[Thread]) -> None:
         """Tell the executor how far each thread is committed: the watermark."""
@@ -162,9 +181,9 @@ class Commits:
     def gave_back(self, process: Process, gone: GaveBack) -> None:
         """No blocks left: these threads return to the queue with what was committed."""
         process.moved_ns = self._t.now_ns
-        for residency in gone.residencies:
+        for name, residency in zip(gone.threads, gone.residencies):
             thread = process.residents.get(residency)
-            if thread is not None:
+            if thread is not None and thread.id == name:
                 self._lifecycle.leave(thread, tell=False)
                 self._lifecycle.queue(thread)
         process.blocks_free = gone.blocks_free
@@ -172,7 +191,7 @@ class Commits:
     def refused(self, process: Process, refusal: Refused) -> None:
         """The executor can never run this thread."""
         thread = process.residents.get(refusal.residency)
-        if thread is not None:
+        if thread is not None and thread.id == refusal.thread:
             self._lifecycle.finish(
                 thread,
                 END_ERROR,

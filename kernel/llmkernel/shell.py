@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Final, assert_never
 
 import structlog
+from libllm.config import Home
+from libllm.crashnotes import read_note
 from llmproto import init, wire
 from llmproto.errors import RemoteError
 
 from llmkernel import facts
 from llmkernel.core import Kernel
-from llmkernel.crashnotes import read_note
 from llmkernel.events import (
     Arrived,
     ChildExited,
@@ -40,6 +41,7 @@ from llmkernel.events import (
     SignalChild,
     Start,
     StopAsked,
+    Suspect,
     Ticked,
     Wake,
 )
@@ -81,8 +83,7 @@ class Shell:
         journal: Journal,
         clock: Clock,
         link: Link | None,
-        run: Path,
-        rejections: Path,
+        home: Home,
         logger: structlog.typing.FilteringBoundLogger,
         wait_for_sync: bool,
         trace: Callable[[int, Event], None] | None = None,
@@ -92,8 +93,7 @@ class Shell:
         self._journal = journal
         self._clock = clock
         self._link = link
-        self._run = run
-        self._rejections = rejections
+        self._home = home
         self._logger = logger
         self._wait_for_sync = wait_for_sync
         self._trace = trace
@@ -149,7 +149,7 @@ class Shell:
             try:
                 effects = self._kernel.handle(now_ns, event)
             except Exception as error:
-                reject(self._rejections, self._kernel.tables, event, error)
+                reject(self._home.journal / "rejected", self._kernel.tables, event, error)
                 raise
             self._let_go(effects, pending)
         self._look_again()
@@ -235,14 +235,19 @@ class Shell:
                     self.handle([ChildForked(message.child)])
                 case init.Exited():
                     exit = message.exit
-                    note = self._run / f"step-{exit.name}-{exit.incarnation}.bin"
-                    self.handle([ChildExited(exit, read_note(note))])
+                    self.handle([ChildExited(exit, self._suspects(exit))])
                 case init.Stop():
                     self.handle([StopAsked()])
                 case _:
                     self._logger.error("init said", message=type(message).__name__)
         if self._link.closed:
             os._exit(0)  # init is gone, and everything with it
+
+    def _suspects(self, exit: init.Exit) -> tuple[Suspect, ...]:
+        note = self._home.crash_note(exit.name, exit.incarnation)
+        rows = read_note(note)
+        note.unlink(missing_ok=True)
+        return tuple(Suspect(thread, position) for thread, position in rows)
 
     def _halt(self) -> None:
         self._to_init(init.Halt())

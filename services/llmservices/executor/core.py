@@ -71,6 +71,11 @@ class Engine:
         self._stuck = False
         """Planning found nothing to do, and nothing has changed since."""
 
+    @property
+    def config(self) -> EngineConfig:
+        """The sizes that it was made with."""
+        return self._config
+
     # --- the table of threads -------------------------------------------------------------------
 
     def add(self, admission: Admission) -> None:

@@ -1,0 +1,90 @@
+"""From what the kernel granted and the configuration says to an engine with a model in it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import torch
+from libllm.config import ExecutorConfig
+from llmproto.generation import Sampling
+
+from llmservices.executor.attention import block_bytes
+from llmservices.executor.contract import Admission, EngineConfig, PlanHook
+from llmservices.executor.core import Engine
+from llmservices.models.decoder import Decoder
+from llmservices.models.loading import Model, load
+
+KV_BYTES_DEFAULT = 1 << 30
+RESIDENTS_MAX_DEFAULT = 128
+STEP_TOKENS_DEFAULT = 512
+BLOCK_TOKENS = 16
+WARM_UP_TOKENS = 32
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What one executor is to be."""
+
+    model: str
+    path: Path
+    digest: bytes
+    device: str
+    """Name of the leased device: `cpu...` or `cuda:N`."""
+    cores: list[int]
+    config: ExecutorConfig
+
+
+def load_engine(settings: Settings, on_plan: PlanHook) -> Engine:
+    """Load, size the cache, and compute once, so that the first request does not pay for it.
+
+    Raises RemoteError where the folder is not a model that can run here.
+    """
+    config = settings.config
+    torch.set_num_threads(config.threads or max(1, len(settings.cores)))
+    device = torch.device(settings.device if settings.device.startswith("cuda") else "cpu")
+    model = load(settings.path, dtype=config.dtype, device=device)
+    residents_max = config.residents_max or RESIDENTS_MAX_DEFAULT
+    engine = Engine(
+        model,
+        EngineConfig(
+            kv_bytes=_kv_bytes(model, config, residents_max),
+            block_tokens=BLOCK_TOKENS,
+            residents_max=residents_max,
+            step_tokens=config.step_tokens or STEP_TOKENS_DEFAULT,
+            exact=config.mode == "exact",
+        ),
+        on_plan=on_plan,
+    )
+    _warm_up(engine, on_plan)
+    return engine
+
+
+def _kv_bytes(model: Model, config: ExecutorConfig, residents_max: int) -> int:
+    """What was granted, and no more than all residents can ever fill."""
+    kv_bytes = config.kv_bytes or KV_BYTES_DEFAULT
+    if not isinstance(model, Decoder):
+        return kv_bytes
+    most = residents_max * -(-model.context_tokens // BLOCK_TOKENS)
+    return min(kv_bytes, most * block_bytes(model.spec, BLOCK_TOKENS, model.dtype))
+
+
+def _warm_up(engine: Engine, on_plan: Callable[[list[tuple[bytes, int]]], None]) -> None:
+    """One prefill and one decode of a thread that nobody asked for."""
+    tokens = min(WARM_UP_TOKENS, engine.context_tokens - 2)
+    if tokens < 1:
+        return
+    thread = bytes(8)
+    engine.add(
+        Admission(
+            thread=thread,
+            residency=0,
+            tokens=[0] * tokens,
+            prompt_tokens=tokens,
+            output_tokens_max=2,
+            sampling=Sampling(temperature=0.0, ignore_eos=True),
+            domain=bytes(16),
+        )
+    )
+    for _ in range(2):
+        engine.step()
+    engine.drop(0)
+    on_plan([])

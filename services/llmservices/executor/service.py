@@ -1,0 +1,219 @@
+"""The executor's messages: residencies in, proposals out; all computing is on the step thread."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from libllm.crashnotes import CrashNote
+from libllm.events import Holding
+from libllm.port import Port
+from libllm.service import Handlers, Request, Service
+from llmproto import limits, wire
+from llmproto.connection import Beat
+from llmproto.errors import ErrorKind, RemoteError
+from llmproto.execution import (
+    Drop,
+    ExecutorReady,
+    GaveBack,
+    LoadFailed,
+    Refused,
+    Resync,
+    Run,
+    Stepped,
+)
+from llmproto.threads import Committed
+
+from llmservices.executor import steploop
+from llmservices.executor.contract import Admission, Failure, Proposal
+from llmservices.executor.core import Engine
+from llmservices.executor.loader import Settings, load_engine
+from llmservices.executor.steploop import Report, StepLoop
+
+T = TypeVar("T")
+
+
+class Executor(Service):
+    """One replica of one model."""
+
+    def __init__(self, port: Port, settings: Settings, note: Path) -> None:
+        self._port = port
+        self._settings = settings
+        self._note_path = note
+        self._held: dict[int, bytes] = {}
+        """Residency -> thread."""
+        self._current: dict[bytes, int] = {}
+        """Thread -> its residency here."""
+        self._steps = 0
+        self._blocks_free = 0
+        self._engine: Engine | None = None
+        self._loop: StepLoop | None = None
+
+    def handlers(self) -> Handlers:
+        """Every message that an executor takes."""
+        return {
+            Committed: self.committed,
+            Run: self.run,
+            Drop: self.drop,
+            Resync: self.resync,
+        }
+
+    def holding(self) -> Holding:
+        """The residencies."""
+        progress = 0 if self._engine is None else self._steps + 1
+        return Holding(progress, list(self._held.values()), list(self._held))
+
+    async def start(self) -> None:
+        """Load the model; without it there is nothing to serve."""
+        note = CrashNote(self._note_path)
+        self._port.working("loading", budget_ms=limits.WORKING_MS_MAX)
+        try:
+            engine = await asyncio.to_thread(load_engine, self._settings, note.write)
+        except RemoteError as error:
+            failed = LoadFailed(self._settings.model, error.kind, error.detail)
+            self._port.send(failed)
+            await asyncio.Event().wait()  # the kernel stops this process
+            raise AssertionError("unreachable") from None
+        note.clear()
+        self._engine = engine
+        self._blocks_free = engine.blocks_free
+        self._loop = StepLoop(
+            engine,
+            note,
+            report=self._from_thread(self._reported),
+            broke=self._from_thread(self._broke),
+            working=self._from_thread(self._working),
+        )
+        self._loop.start()
+        self.welcomed()
+
+    def welcomed(self) -> None:
+        """The kernel must know what this is, what it holds, and what it proposed."""
+        if self._engine is None or self._loop is None:
+            return
+        engine = self._engine
+        ready = ExecutorReady(
+            model=self._settings.model,
+            digest=self._settings.digest,
+            context_tokens=engine.context_tokens,
+            blocks=engine.blocks,
+            block_tokens=engine.config.block_tokens,
+            residents_max=engine.config.residents_max,
+            path=engine.path,
+            memory_bytes=engine.memory_bytes,
+        )
+        self._port.send(ready)
+        held = self.holding()
+        self._port.send(Beat(held.progress, held.threads, held.positions))
+        self._loop.order(steploop.Resend())
+
+    def _from_thread(self, call: Callable[[T], None]) -> Callable[[T], None]:
+        """The same call, made on the event loop by another thread."""
+
+        def post(value: T) -> None:
+            self._port.loop.call_soon_threadsafe(call, value)
+
+        return post
+
+    def _working(self, budget_ms: int) -> None:
+        self._port.working("step", budget_ms=budget_ms)
+
+    # --- orders -----------------------------------------------------------------------------------
+
+    def run(self, run: Run, request: Request) -> None:
+        """A thread arrives; a repeated Run of a residency that is held changes nothing."""
+        if self._loop is None or run.residency in self._held:
+            return
+        self._held[run.residency] = run.thread
+        self._current[run.thread] = run.residency
+        admission = Admission(
+            thread=run.thread,
+            residency=run.residency,
+            tokens=wire.unpack_tokens(run.tokens),
+            prompt_tokens=run.prompt_tokens,
+            output_tokens_max=run.output_tokens_max,
+            sampling=run.sampling,
+            service_class=run.service_class,
+            priority=run.priority,
+            domain=run.domain,
+            prompt_scores=run.prompt_scores,
+        )
+        self._loop.order(steploop.Add(admission))
+
+    def committed(self, mark: Committed, request: Request) -> None:
+        """The watermark has moved."""
+        residencies: list[int] = []
+        positions: list[int] = []
+        for thread, position in zip(mark.threads, mark.positions):
+            residency = self._current.get(thread)
+            if residency is not None:
+                residencies.append(residency)
+                positions.append(position)
+        if residencies and self._loop is not None:
+            self._loop.order(steploop.Mark(residencies, positions))
+
+    def drop(self, drop: Drop, request: Request) -> None:
+        """Residencies are over."""
+        for residency in drop.residencies:
+            self._forget(residency)
+        if self._loop is not None:
+            self._loop.order(steploop.Drop(drop.residencies))
+
+    def resync(self, resync: Resync, request: Request) -> None:
+        """Say again what was lost on the way."""
+        if self._loop is not None:
+            self._loop.order(steploop.Resend(resync.residency, resync.position))
+
+    def _forget(self, residency: int) -> None:
+        thread = self._held.pop(residency, None)
+        if thread is not None and self._current.get(thread) == residency:
+            del self._current[thread]
+
+    # --- reports ----------------------------------------------------------------------------------
+
+    def _reported(self, report: Report) -> None:
+        self._steps = report.steps
+        self._blocks_free = report.blocks_free
+        if report.rows:
+            self._port.send(stepped(report.rows, report.blocks_free))
+        if report.gave_back:
+            threads = [thread for thread, _ in report.gave_back]
+            residencies = [residency for _, residency in report.gave_back]
+            self._gave_back(threads, residencies)
+        for failure in report.failed:
+            self._failed(failure)
+
+    def _gave_back(self, threads: list[bytes], residencies: list[int]) -> None:
+        for residency in residencies:
+            self._forget(residency)
+        self._port.send(GaveBack(threads, residencies, self._blocks_free))
+
+    def _failed(self, failure: Failure) -> None:
+        error = failure.error
+        if error.kind is ErrorKind.STALE:
+            return  # the residency is here already
+        if error.kind is ErrorKind.EXHAUSTED:
+            self._gave_back([failure.thread], [failure.residency])
+            return
+        self._forget(failure.residency)
+        self._port.send(Refused(failure.thread, failure.residency, error.kind, error.detail))
+
+    def _broke(self, error: BaseException) -> None:
+        """The step thread is dead, and the process with it."""
+        raise error
+
+
+def stepped(rows: list[Proposal], blocks_free: int) -> Stepped:
+    """Proposals as columns; scores only where there are any."""
+    scores = [row.score for row in rows]
+    prompt_scores = [row.prompt_scores for row in rows]
+    return Stepped(
+        [row.thread for row in rows],
+        [row.residency for row in rows],
+        [row.position for row in rows],
+        [row.token for row in rows],
+        [row.end for row in rows],
+        blocks_free,
+        scores if any(score is not None for score in scores) else None,
+        prompt_scores if any(score is not None for score in prompt_scores) else None,
+    )
