@@ -284,11 +284,11 @@ def test_a_new_kernel_is_told_what_lives_and_what_died(boot: Boot) -> None:
     system.kernel.mute()
     os.kill(system.kernel.pid, signal.SIGSTOP)
     os.kill(gone.pid, signal.SIGKILL)
+    wait_for_line(system.home.logs / "init.log", count=2, word='"name":"dies"')
     os.kill(system.kernel.pid, signal.SIGKILL)
     promoted = system.next_kernel().take(Promoted)
     assert promoted.children == [child]
-    told = promoted.exits or [system.kernel.take(Exited).exit]
-    assert [(exit_.name, exit_.signal) for exit_ in told] == [("dies", signal.SIGKILL)]
+    assert [(row.name, row.signal) for row in promoted.exits] == [("dies", signal.SIGKILL)]
     assert promoted.boot_id == system.promoted.boot_id
     assert (system.promoted.kernel_incarnation, promoted.kernel_incarnation) == (1, 2)
 
