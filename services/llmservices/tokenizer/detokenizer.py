@@ -42,8 +42,9 @@ def open_detokenizer(vocabulary: Vocabulary, prompt: Sequence[int]) -> Detokeniz
 
 
 class TableDetokenizer:
-    """For vocabularies with a table.  Invariant: `_pending` begins a character and does not finish
-    it.
+    """For vocabularies with a table.
+
+    Invariant: `_pending` is what `utf_8_decode` leaves for later: at most three bytes.
     """
 
     __slots__ = ("_pending", "_per_byte", "_pushed", "_raws", "_strip_left", "_texts", "_tokens")
@@ -61,11 +62,12 @@ class TableDetokenizer:
     def push(self, token: int) -> str:
         """See Detokenizer."""
         text = self._texts[token] if token < self._tokens else ""
-        if text is None:
-            self._pushed = True
-            text = self._decoded(self._pending + self._raws[token])
-        elif not text:
+        if text == "":
             return ""
+        if not self._pushed:
+            self._begin(self._raws[token][:1] if text is None else b"")
+        if text is None:
+            text = self._decoded(self._pending + self._raws[token])
         elif self._pending:
             text = self._broken() + text
         if self._strip_left and text:
@@ -76,18 +78,26 @@ class TableDetokenizer:
         """See Detokenizer.  What the prompt alone left unfinished belongs to the prompt."""
         return self._broken() if self._pushed else ""
 
-    def _decoded(self, data: bytes) -> str:
-        """The whole characters of the data; the rest stays pending."""
+    def _decoded(self, data: bytes, *, final: bool = False) -> str:
+        """The whole characters of the data; the rest stays pending, unless nothing can follow."""
         errors = "surrogateescape" if self._per_byte else "replace"
-        text, consumed = codecs.utf_8_decode(data, errors, False)
+        text, consumed = codecs.utf_8_decode(data, errors, final)
         self._pending = data[consumed:]
         return ESCAPED_BYTE.sub(REPLACEMENT, text) if self._per_byte else text
 
+    def _begin(self, first: bytes) -> None:
+        """Forget what the prompt left unfinished, unless the first byte goes on with it."""
+        self._pushed = True
+        try:
+            goes_on = first and codecs.utf_8_decode(self._pending + first, "strict", False)
+        except UnicodeDecodeError:
+            goes_on = None
+        if not goes_on:
+            self._pending = b""
+
     def _broken(self) -> str:
-        """Give up on the pending character."""
-        broken = len(self._pending) if self._per_byte else min(1, len(self._pending))
-        self._pending = b""
-        return REPLACEMENT * broken
+        """Give up on the pending character (or on ED A0, which Python holds back as well)."""
+        return self._decoded(self._pending, final=True)
 
     def _stripped(self, text: str) -> str:
         spaces = min(self._strip_left, len(text) - len(text.lstrip(" ")))

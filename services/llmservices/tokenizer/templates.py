@@ -90,7 +90,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationBlock]
         )
         self.steps = STEPS_MAX
-        self.concat = self.bounded_join  # type: ignore[method-assign]  # read by the code that Jinja generates
+        # The code that Jinja generates joins its output with this.
+        self.concat = self.bounded_join  # type: ignore[method-assign]
         self.filters |= bounds.FILTERS
         for name in ("wordwrap", "urlize"):  # they can repeat an argument without bound
             del self.filters[name]

@@ -137,10 +137,18 @@ def test_no_piece_is_half_a_character(tokens: list[int], vocabularies: Vocabular
         ("fallback", [], ["<0xE6>", "<0x97>"], ["", "", "\ufffd\ufffd"]),
         ("fallback", [], ["<0xE6>", "<0x97>", "a"], ["", "", "\ufffd\ufffda", ""]),
         ("fallback", [], ["<0xE6>", "</s>", "<0x97>", "<0xA5>"], ["", "", "", "日", ""]),
+        # What the prompt broke is the prompt's, unless the output goes on with it.
         ("fallback", ["<0xE6>"], [], [""]),
+        ("fallback", ["<0xE6>"], ["a"], ["a", ""]),
+        ("fallback", ["<0xE6>"], ["<0xE6>"], ["", "\ufffd"]),
+        ("fallback", ["<0xE6>"], ["</s>", "<0x97>"], ["", "", "\ufffd\ufffd"]),
+        ("byte_level", ["æ"], ["a", "æ"], ["a", "", "\ufffd"]),
         ("byte_level", [], ["Ã", "©"], ["", "é", ""]),
         ("byte_level", ["Ã"], ["©", "he"], ["é", "he", ""]),
         ("byte_level", [], ["æ", "Ĺ"], ["", "", "\ufffd"]),
+        ("byte_level", [], ["í", "ł"], ["", "", "\ufffd\ufffd"]),  # half of a surrogate
+        ("byte_level", [], ["í", "ł", "a"], ["", "", "\ufffd\ufffda", ""]),
+        ("fallback", [], ["<0xED>", "<0xA0>", "<0x80>"], ["", "", "\ufffd" * 3, ""]),
         ("byte_level", [], ["<|end|>", "two words", "<tool>"], ["", "two words", "<tool>", ""]),
         ("metaspace", [], ["▁a", "▁b"], ["a", " b", ""]),
         ("word_piece", ["hello"], ["##ing", "world"], ["ing", " world", ""]),
