@@ -34,7 +34,7 @@ def core_config(home: Home, config: SystemConfig, devices: tuple[DeviceRow, ...]
         executor_cores=executor.threads,
         executor_memory_bytes=kv_bytes + WORKING_BYTES,
         default_model=config.models.default,
-        preload=config.models.preload,
+        preload=config.models.preload or None,
         model_idle_ms=idle_ms,
         operator_proof=read_key(home.operator_key),
         service_proof=read_key(home.service_key),
