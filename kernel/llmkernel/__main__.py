@@ -1,6 +1,7 @@
 """`python -m llmkernel [--standby]`: the kernel process, started by init only."""
 
 import asyncio
+import os
 import sys
 import time
 
@@ -91,6 +92,9 @@ async def serve(
         children=tuple(promoted.children),
         exits=tuple(promoted.exits),
         rejected=read_rejected(home.journal / "rejected"),
+        pid=os.getpid(),
+        init_pid=os.getppid(),
+        kernel_starts=promoted.kernel_incarnation,
     )
     logger.info(
         "replayed",

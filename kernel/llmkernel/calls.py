@@ -59,6 +59,13 @@ from llmkernel.supervision import Supervision
 from llmkernel.tables import MS, Tables
 from llmkernel.threads import Thread
 
+KEY_NAME_MAX = limits.NAME_BYTES_MAX - len("key:")
+"""Its tenant's name is a name too."""
+ROWS_BYTES_MAX = limits.MESSAGE_BYTES_MAX - 4096
+"""What a reply that lists things may take; the rest is its frame."""
+ROW_BYTES = 160
+"""A row of `Threads` without its names."""
+
 
 class Asker:
     """On whose behalf a call is made."""
@@ -119,16 +126,19 @@ class Calls:
         return Done()
 
     def _suspend(self, asker: Asker, call: ThreadSuspend) -> Message:
+        self._t.need_room()
         self._lifecycle.suspend(self._thread(asker, call.thread))
         return Done()
 
     def _resume(self, asker: Asker, call: ThreadResume) -> Message:
+        self._t.need_room()
         self._lifecycle.resume(self._thread(asker, call.thread))
         return Done()
 
     def _renice(self, asker: Asker, call: ThreadRenice) -> Message:
         thread = self._thread(asker, call.thread)
         if not thread.end:
+            self._t.need_room()
             self._lifecycle.change(thread, priority=call.priority, service_class=call.service_class)
             if thread.state is ThreadState.QUEUED:
                 self._t.queue.push(thread)
@@ -153,7 +163,15 @@ class Calls:
 
     def _threads(self, asker: Asker, call: ThreadsAsk) -> Message:
         mine = [t for t in self._t.state.threads if asker.operator or t.tenant == asker.tenant]
-        return Threads([self._thread_row(t) for t in mine[: -call.limit - 1 : -1]], len(mine))
+        rows: list[ThreadRow] = []
+        left = ROWS_BYTES_MAX
+        for thread in mine[: -call.limit - 1 : -1]:
+            row = self._thread_row(thread)
+            left -= ROW_BYTES + 4 * (len(row.model) + len(row.tenant) + len(row.process))
+            if left < 0:
+                break
+            rows.append(row)
+        return Threads(rows, len(mine))
 
     def _thread_row(self, thread: Thread) -> ThreadRow:
         return ThreadRow(
@@ -196,6 +214,7 @@ class Calls:
             created_s = known.model.created_s
         fact = ModelRegistered(_created(call.model, created_s), call.default)
         if fact != known:
+            t.need_room()
             t.record(fact)
         t.failures.pop(call.model.name, None)
         if call.model.name in self.preload():
@@ -299,7 +318,23 @@ class Calls:
     # --- processes --------------------------------------------------------------------------------
 
     def _processes(self, asker: Asker, call: ProcessesAsk) -> Message:
-        return Processes([self._process_row(p) for p in self._t.processes.by_name.values()])
+        rows = [self._process_row(p) for p in self._t.processes.by_name.values()]
+        return Processes([*self._own_rows(), *rows])
+
+    def _own_rows(self) -> list[ProcessRow]:
+        t = self._t
+        starts = {"init": 1, "kernel": t.kernel_starts}
+        return [
+            ProcessRow(
+                name=name,
+                role=name,
+                pid=pid,
+                state=ProcessState.READY,
+                incarnation=starts[name],
+                uptime_ms=(t.now_ns - t.started_ns) // MS,
+            )
+            for name, pid in t.pids.items()
+        ]
 
     def _process_row(self, process: Process) -> ProcessRow:
         t = self._t
@@ -319,6 +354,10 @@ class Calls:
         )
 
     def _kill(self, asker: Asker, call: ProcessKill) -> Message:
+        own = self._t.pids.get(call.name)
+        if own is not None:
+            self._t.effects.append(SignalChild(own, 0, call.signal))
+            return Done()
         process = self._t.processes.by_name.get(call.name)
         if process is None or process.pid is None:
             names = ", ".join(p.name for p in self._t.processes.by_name.values() if p.pid)
@@ -411,7 +450,8 @@ class Calls:
         for handle, known in handles.items():  # at most one for each key
             if known == (tenant, key.operator):
                 return KeyPresented(handle, key.name, key.operator)
-        handle = len(handles) + 1
+        asker.session.handles_given += 1
+        handle = asker.session.handles_given
         handles[handle] = (tenant, key.operator)
         return KeyPresented(handle, key.name, key.operator)
 
@@ -423,6 +463,15 @@ class Calls:
                 ErrorKind.INVALID, f"a key named {call.name!r} exists; remove it first"
             )
         if known is None:
+            t.need_room()
+            other = t.state.keys_by_digest.get(call.digest)
+            if other is not None:
+                raise RemoteError(
+                    ErrorKind.INVALID, f"this key exists already, under the name {other.name!r}"
+                )
+            if len(call.name) > KEY_NAME_MAX:
+                detail = f"a key's name has at most {KEY_NAME_MAX} characters, not {len(call.name)}"
+                raise RemoteError(ErrorKind.INVALID, detail)
             if len(t.state.keys) >= limits.API_KEYS_MAX:
                 detail = f"{len(t.state.keys)} keys are known, the most there may be"
                 raise RemoteError(ErrorKind.EXHAUSTED, detail)
@@ -440,7 +489,7 @@ class Calls:
         for session in t.sessions.by_id.values():
             for handle, known in list(session.handles.items()):
                 if known[0] == tenant:
-                    session.handles[handle] = (0, False)
+                    del session.handles[handle]
         return Done()
 
     def _keys(self, asker: Asker, call: KeysAsk) -> Message:

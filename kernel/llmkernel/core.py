@@ -66,6 +66,7 @@ class Kernel:
         self._router = Router(t, self._supervision)
         self._calls = Calls(t, self._lifecycle, self._supervision)
         self._supervision.fail_waiting = self._fail_waiting
+        self._router.external_lost = self._external_lost
         self._ticked_ns = 0
 
     def handle(self, now_ns: int, event: Event) -> list[Effect]:
@@ -116,6 +117,8 @@ class Kernel:
         t = self.tables
         t.epoch = event.epoch
         t.boot_id = event.boot_id
+        t.pids = {"init": event.init_pid, "kernel": event.pid}
+        t.kernel_starts = event.kernel_starts
         t.config = event.config
         t.devices = event.devices
         t.started_ns = self._ticked_ns = t.now_ns
@@ -127,7 +130,7 @@ class Kernel:
                 self._lifecycle.queue(thread)
         for rejected in event.rejected:
             self._reject(rejected)
-        self._supervision.boot(event.children)
+        self._supervision.boot(event.children, event.exits)
         for name in self._calls.preload():
             if name in t.state.models:
                 self._supervision.want_model(name)
@@ -241,9 +244,9 @@ class Kernel:
                 if thread is not None and thread.sink == session.role:
                     self._lifecycle.end_by_sink(thread, message.at)
             case ExecutorReady():
-                self._supervision.ready(session, info=message)
+                self._ready(session, info=message)
             case ProcessStarted():
-                self._supervision.ready(session, address=message.address)
+                self._ready(session, address=message.address)
             case Working():
                 self._supervision.working(session, message.what, message.budget_ms)
             case LoadFailed():
@@ -295,11 +298,29 @@ class Kernel:
             # It believes that it is ready; what it said was lost on the way.
             self._router.unknown(session.peer)
             return
+        if session.ready:
+            self._holds(session, process, beat)
+        else:
+            session.beat = beat
+
+    def _holds(self, session: Session, process: Process, beat: Beat) -> None:
+        """What a service that is ready holds."""
         if Right.EXECUTE in session.rights:
             if process.ready_info is not None:
                 self._dispatch.held(session, process, beat)
         elif Right.SINK in session.rights:
             self._sink_holds(session, beat)
+
+    def _ready(
+        self, session: Session, *, address: str = "", info: ExecutorReady | None = None
+    ) -> None:
+        """It is ready; what it said before that it holds counts now."""
+        self._supervision.ready(session, address=address, info=info)
+        process = self._process(session)
+        if session.ready and process is not None and session.beat is not None:
+            self._holds(session, process, session.beat)
+            if session.reconciled:
+                session.beat = None
 
     def _sink_holds(self, session: Session, beat: Beat) -> None:
         """Send again what a sink has not received; positions count an end as one more."""
@@ -337,6 +358,12 @@ class Kernel:
                 self._router.responder_died(session)
             self._router.leave(session)
         self._supervision.exited(process, exit, guilty=guilty, attributed=attributed)
+
+    def _external_lost(self, process: Process) -> None:
+        """Whoever started it starts it again; it will be another one."""
+        self._dispatch.executor_lost(process, None)
+        self.tables.processes.remove(process)
+        self.tables.dirty = True
 
     def _fail_waiting(self, model: str, kind: ErrorKind, detail: str) -> None:
         for thread in self.tables.queue.all_waiting(model):

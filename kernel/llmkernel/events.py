@@ -59,6 +59,11 @@ class Restarted(msgspec.Struct, frozen=True, tag=True):
     children: tuple[Child, ...] = ()
     exits: tuple[Exit, ...] = ()
     rejected: tuple[Rejected, ...] = ()
+    pid: int = 0
+    """Of the kernel itself."""
+    init_pid: int = 0
+    kernel_starts: int = 1
+    """Kernels since init began."""
 
 
 class Arrived(msgspec.Struct, frozen=True, tag=True):

@@ -186,6 +186,9 @@ class Shell:
                 return self._send(effect.peer, (wire.encode_header(effect.header), *effect.body))
             case Start():
                 self._to_init(init.Fork(effect.spec, effect.incarnation))
+            case SignalChild() if effect.pid in (os.getpid(), os.getppid()):
+                # Whoever asked is to have the answer, where the signal is our own end.
+                self._loop.call_later(0.02, os.kill, effect.pid, effect.signal)
             case SignalChild():
                 self._to_init(init.Signal(effect.pid, effect.incarnation, effect.signal))
             case KillHung():

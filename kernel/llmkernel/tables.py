@@ -51,8 +51,11 @@ class Tables:
         self.devices: tuple[DeviceRow, ...] = ()
         self.epoch = 0
         self.boot_id = bytes(16)
+        self.pids: dict[str, int] = {}
+        """Of init and the kernel: they are no rows of the process table, but people look for them."""
+        self.kernel_starts = 1
         self.started_ns = 0
-        self.now_ns = 0
+        self.now_ns = state.now_ns
         self.wall_offset_ns = 0
         self.journal_room = True
         self.journal_bytes = 0
@@ -102,6 +105,15 @@ class Tables:
         if poison is None:
             poison = self.poisons[model] = Poison()
         return poison
+
+    def need_room(self) -> None:
+        """Raise the refusal of whatever must be journaled and can wait, while the disk is full."""
+        if not self.journal_room:
+            raise RemoteError(
+                ErrorKind.EXHAUSTED,
+                "the journal's disk is full: free some space",
+                retry_after_ms=1000,
+            )
 
     # --- effects ----------------------------------------------------------------------------------
 
