@@ -9,7 +9,7 @@ from llmproto import limits
 from llmproto.base import Residency
 from llmproto.connection import Beat
 from llmproto.errors import ErrorKind
-from llmproto.execution import Drop, Run
+from llmproto.execution import Drop, Resync, Run
 from llmproto.operation import ProcessState, ThreadState
 from llmproto.threads import END_ERROR
 
@@ -61,12 +61,19 @@ class Dispatch:
         """Most urgent first, each to the executor with the fewest residents."""
         t = self._t
         poison = t.poisons.get(model)
+        passed: list[Thread] = []
         for thread in t.queue.waiting(model):
-            place = min(executors, key=lambda p: len(p.residents))
-            if poison is not None and poison.apart:
-                enemies = poison.enemies(thread.id)
-                if any(r.id in enemies for r in place.residents.values()):
-                    break  # bounded by residents_max; waits for the other half to end
+            enemies = poison.enemies(thread.id) if poison is not None and poison.apart else {}
+            places = [
+                p
+                for p in executors
+                if not enemies or not any(r.id in enemies for r in p.residents.values())
+            ]  # bounded by residents_max; only after a set crashed that crashes only together
+            if not places:
+                t.queue.remove(thread)
+                passed.append(thread)
+                continue
+            place = min(places, key=lambda p: len(p.residents))
             if not self._fits(place, thread):
                 loser = victim(place.residents.values(), thread)
                 if loser is None:
@@ -75,6 +82,8 @@ class Dispatch:
                 self._lifecycle.queue(loser)
                 t.dirty = False
             self._place(place, thread)
+        for thread in passed:  # when those that they crash with have ended
+            t.queue.push(thread)
 
     def _fits(self, process: Process, thread: Thread) -> bool:
         info = process.ready_info
@@ -162,15 +171,20 @@ class Dispatch:
         for residency, thread_id in held.items():
             if residency in process.residents:
                 continue
-            thread = t.state.threads.get(thread_id)
-            if first and thread is not None and thread.state is ThreadState.QUEUED:
-                self._adopt(process, thread, residency)
-            else:
+            found = t.state.threads.get(thread_id)
+            # Of several stays of one thread only the last can be the current one.
+            last = all(residency >= other for other, t_id in held.items() if t_id == thread_id)
+            if not (
+                first and last and found is not None and self._adopt(process, found, residency)
+            ):
                 drop.append(residency)
         if drop:
             t.send(session, Drop(drop))
         for residency, resident in list(process.residents.items()):
             if residency in held:
+                if first or t.now_ns - process.moved_ns > limits.RUN_RESEND_MS * MS:
+                    # What it proposed meanwhile, or what it was told, may have been lost.
+                    t.send(session, Resync(resident.id, residency, len(resident.tokens)))
                 continue
             if first:
                 # It was welcomed anew and does not hold it: it starts again as a new residency.
@@ -181,11 +195,13 @@ class Dispatch:
         if first:
             t.dirty = True
 
-    def _adopt(self, process: Process, thread: Thread, residency: int) -> None:
-        """A residency that began under an earlier kernel goes on."""
+    def _adopt(self, process: Process, thread: Thread, residency: int) -> bool:
+        """A residency that began under an earlier kernel goes on; False: it does not."""
+        if thread.state is not ThreadState.QUEUED or thread.model != process.model:
+            return False
         poison = self._t.poisons.get(thread.model)
-        if poison is not None and poison.trials:
-            return
+        if poison is not None and (poison.trials or poison.apart):
+            return False
         self._t.queue.remove(thread)
         thread.state = ThreadState.RUNNING
         thread.process = process.name
@@ -195,6 +211,7 @@ class Dispatch:
         if not process.residents:
             process.moved_ns = self._t.now_ns
         process.residents[residency] = thread
+        return True
 
     # --- deaths -----------------------------------------------------------------------------------
 
@@ -212,8 +229,8 @@ class Dispatch:
         living = {
             thread_id: position
             for thread_id, position in suspects.items()
-            if (thread := t.state.threads.get(thread_id)) is not None
-            and thread.state is ThreadState.QUEUED
+            if (suspect := t.state.threads.get(thread_id)) is not None
+            and suspect.state is ThreadState.QUEUED
         }
         if not living:
             return False

@@ -7,6 +7,7 @@ from llmproto import limits
 from llmproto.base import Header
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.execution import Drop
+from llmproto.models import ModelEntry
 from llmproto.operation import ThreadState
 from llmproto.threads import (
     END_CANCEL,
@@ -17,6 +18,7 @@ from llmproto.threads import (
     ThreadSpawn,
     ThreadSpawned,
 )
+from llmproto.wire import unpack_tokens
 
 from llmkernel.facts import ThreadAdmitted, ThreadChanged, ThreadEnded, ThreadsForgotten
 from llmkernel.placement import NoRoom
@@ -24,6 +26,13 @@ from llmkernel.sessions import Request, Session
 from llmkernel.supervision import Supervision
 from llmkernel.tables import MS, Tables
 from llmkernel.threads import Thread
+
+SCORE_BYTES = 21
+"""A TokenScore without alternatives, as MessagePack at its largest: four heads, id and number."""
+SCORE_TOP_BYTES = 14
+"""One alternative of it: an id below 2^24 and a double."""
+OPEN_BYTES = limits.SINK_STATE_BYTES_MAX + limits.DETAIL_BYTES_MAX + 1024
+"""The rest of a SinkOpen, tokens and scores apart."""
 
 
 class Lifecycle:
@@ -82,12 +91,7 @@ class Lifecycle:
     def _admit(self, sink: Session, spawn: ThreadSpawn, request: Request) -> None:
         """Raise the refusal that applies, if one does."""
         t = self._t
-        if not t.journal_room:
-            raise RemoteError(
-                ErrorKind.EXHAUSTED,
-                "the journal's disk is full: free some space",
-                retry_after_ms=1000,
-            )
+        t.need_room()
         spent = t.state.spent.get((request.tenant, spawn.key, spawn.index))
         if spent is not None:
             raise RemoteError(
@@ -106,6 +110,7 @@ class Lifecycle:
                 ErrorKind.INVALID,
                 f"a prompt is at least one token of 4 bytes, this one {len(spawn.tokens)} bytes",
             )
+        self._check_tokens(spawn, model)
         asked = prompt_tokens + spawn.output_tokens_max
         context = model.context_tokens
         for executor in t.processes.executors_of(spawn.model):
@@ -117,6 +122,7 @@ class Lifecycle:
                 f"prompt of {prompt_tokens} + output of {spawn.output_tokens_max} tokens = "
                 f"{asked}; {spawn.model!r} takes {context} here",
             )
+        self._check_bytes(spawn, prompt_tokens)
         self._check_limits(request.tenant, asked)
         failure = t.failures.get(spawn.model)
         if failure is not None and t.now_ns < failure.until_ns:
@@ -126,7 +132,33 @@ class Lifecycle:
             raise RemoteError(
                 ErrorKind.INVALID,
                 f"{spawn.model!r} needs {room.needed_bytes} bytes of memory, "
-                f"the largest device has {room.free_bytes}",
+                f"the largest device has {room.largest_bytes}",
+            )
+
+    def _check_tokens(self, spawn: ThreadSpawn, model: ModelEntry) -> None:
+        """No id beyond the vocabulary reaches an executor."""
+        highest = max(unpack_tokens(spawn.tokens))
+        if highest >= model.vocabulary:
+            raise RemoteError(
+                ErrorKind.INVALID,
+                f"token id {highest} in the prompt; {spawn.model!r} knows {model.vocabulary} "
+                "tokens, from 0",
+            )
+
+    def _check_bytes(self, spawn: ThreadSpawn, prompt_tokens: int) -> None:
+        """With all scores it must fit the one message that opens it at its sink."""
+        sampling = spawn.sampling
+        if sampling.logprobs is None:
+            return
+        each = SCORE_BYTES + SCORE_TOP_BYTES * sampling.logprobs
+        scored = spawn.output_tokens_max + (prompt_tokens if sampling.prompt_logprobs else 0)
+        fixed = OPEN_BYTES + 4 * (prompt_tokens + spawn.output_tokens_max)
+        most = (limits.MESSAGE_BYTES_MAX - fixed) // each
+        if scored > most:
+            raise RemoteError(
+                ErrorKind.INVALID,
+                f"log-probabilities of {scored} tokens with {sampling.logprobs} alternatives each; "
+                f"at most {most} fit a message: ask for fewer tokens or alternatives",
             )
 
     def _check_limits(self, tenant: int, asked: int) -> None:
@@ -237,9 +269,18 @@ class Lifecycle:
             return
         thread.sink_ns = t.now_ns
         failure = f"{thread.error.value}: {thread.detail}" if thread.error else ""
-        errors = [failure] if thread.end == END_ERROR else None
+        # Otherwise they went out with the first token.
+        unsaid = thread.prompt_scores is not None and not thread.output_tokens
         t.send(
-            sink, Committed([thread.id], [len(thread.tokens)], [None], [thread.end], errors=errors)
+            sink,
+            Committed(
+                [thread.id],
+                [len(thread.tokens)],
+                [None],
+                [thread.end],
+                errors=[failure] if thread.end == END_ERROR else None,
+                prompt_scores=[thread.prompt_scores] if unsaid else None,
+            ),
         )
 
     def _poison_forget(self, thread: Thread) -> None:

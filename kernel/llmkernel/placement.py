@@ -20,6 +20,9 @@ class NoRoom(msgspec.Struct, frozen=True):
 
     needed_bytes: int
     free_bytes: int
+    """On the device with most of it free."""
+    largest_bytes: int
+    """Of the largest device, when empty."""
     ever: bool
     """It would fit on an empty device."""
 
@@ -28,13 +31,17 @@ def place(
     devices: Sequence[DeviceRow], granted: Mapping[str, int], demand: Demand
 ) -> Lease | NoRoom:
     """The first device with room, accelerators first.  `granted` is memory by device name."""
-    best_free = 0
-    ever = False
+    best_free = largest = 0
     for device in sorted(devices, key=lambda d: d.kind == "cpu"):
         free = device.memory_bytes - granted.get(device.name, 0)
         if demand.memory_bytes <= free:
             cores = device.cores if demand.cores is None else device.cores[: demand.cores]
             return Lease(device=device.name, cores=list(cores), memory_bytes=demand.memory_bytes)
         best_free = max(best_free, free)
-        ever = ever or demand.memory_bytes <= device.memory_bytes
-    return NoRoom(needed_bytes=demand.memory_bytes, free_bytes=best_free, ever=ever)
+        largest = max(largest, device.memory_bytes)
+    return NoRoom(
+        needed_bytes=demand.memory_bytes,
+        free_bytes=best_free,
+        largest_bytes=largest,
+        ever=demand.memory_bytes <= largest,
+    )

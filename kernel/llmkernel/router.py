@@ -5,19 +5,22 @@ Changes: sessions, requests in flight.  Reads a body only where the kernel itsel
 """
 
 import hmac
+from collections.abc import Callable
 
 from llmproto import limits
 from llmproto.base import Header, replaced
-from llmproto.connection import Failed, Hello, Unknown, Welcome
+from llmproto.connection import Hello, Unknown, Welcome
 from llmproto.errors import ErrorKind, RemoteError
-from llmproto.kinds import KIND_OF, KINDS, PLUGIN_KIND_FIRST
+from llmproto.kinds import KINDS, PLUGIN_KIND_FIRST
 from llmproto.rights import KIND_RIGHTS, Right
 
+from llmkernel.processes import Process
 from llmkernel.sessions import Request, Session
 from llmkernel.supervision import Supervision
 from llmkernel.tables import MS, Tables
 
-_FAILED = KIND_OF[Failed]
+RESERVED_ROLES = frozenset({"kernel", "init", "operator"})
+"""The first two are not peers; the third is what a client becomes by its proof."""
 
 
 class Router:
@@ -26,6 +29,8 @@ class Router:
     def __init__(self, tables: Tables, supervision: Supervision) -> None:
         self._t = tables
         self._supervision = supervision
+        self.external_lost: Callable[[Process], None] = _unset
+        """Set by the core: a process that somebody else started is gone."""
 
     # --- greeting ---------------------------------------------------------------------------------
 
@@ -68,6 +73,8 @@ class Router:
                 f"{hello.protocol_min} to {hello.protocol_max}",
             )
         process, operator = None, False
+        if hello.role in RESERVED_ROLES:
+            raise RemoteError(ErrorKind.DENIED, f"no peer may call itself {hello.role!r}")
         if hello.role == "client":
             if not self._same(hello.proof, t.config.operator_proof):
                 raise RemoteError(ErrorKind.DENIED, "the proof is not the content of operator.key")
@@ -82,9 +89,11 @@ class Router:
                 )
         elif not self._same(hello.proof, t.config.service_proof):
             raise RemoteError(ErrorKind.DENIED, "the proof is not the content of service.key")
+        if process is None and hello.role != "client":
+            self._supervision.check_external(hello.session)
         session = self._session(peer, hello, operator=operator)
         if process is None and session.service:
-            process = self._supervision.external(session, hello.role)
+            process = self._supervision.external(session)
         if process is not None:
             self._supervision.greeted(session, process)
         return session
@@ -95,10 +104,10 @@ class Router:
     def _session(self, peer: bytes, hello: Hello, *, operator: bool) -> Session:
         t = self._t
         table = t.sessions
-        old = table.by_peer.get(peer)
-        if old is not None and old.id != hello.session:
-            self.leave(old)
         known = table.by_id.get(hello.session)
+        old = table.by_peer.get(peer)
+        if old is not None and old is not known:
+            self.leave(old)
         if known is not None:
             if known.role != hello.role or known.operator != operator:
                 raise RemoteError(ErrorKind.DENIED, "this session belongs to somebody else")
@@ -127,6 +136,11 @@ class Router:
         t = self._t
         for request in t.sessions.remove(session):
             self._unanswered(request)
+        process = t.processes.by_name.get(session.process or "")
+        if process is not None and process.session == session.id:
+            process.session = None
+            if process.external:
+                self.external_lost(process)
         for thread in t.state.threads.by_session.get(session.id, {}).values():
             if thread.lingering_ns is None:
                 thread.lingering_ns = t.now_ns
@@ -280,8 +294,10 @@ class Router:
                 continue  # init says when it is gone; `watch` sees to it
             t.log("info", "session lapsed", role=session.role, session=session.id.hex())
             self.leave(session)
-            if process is not None and process.external:
-                self._t.processes.remove(process)
+
+
+def _unset(process: Process) -> None:
+    raise AssertionError(process.name)
 
 
 def _asks(kind: int) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from llmkernel.threads import Thread
 
 Urgency = tuple[int, int, int, bytes]
+HEAP_SLACK = 64
 
 
 def urgency(thread: Thread) -> Urgency:
@@ -49,7 +50,15 @@ class Queue:
         if self._waiting.get(thread.id) == key:
             return
         self._waiting[thread.id] = key
-        heapq.heappush(self._heaps.setdefault(thread.model, []), (key, thread))
+        heap = self._heaps.setdefault(thread.model, [])
+        if len(heap) > 2 * len(self._waiting) + HEAP_SLACK:
+            self._shrink(heap)
+        heapq.heappush(heap, (key, thread))
+
+    def _shrink(self, heap: list[tuple[Urgency, Thread]]) -> None:
+        """Threads that come and go without ever surfacing leave entries behind."""
+        living = {key: thread for key, thread in heap if self._waiting.get(thread.id) == key}
+        heap[:] = sorted(living.items())
 
     def remove(self, thread: Thread) -> None:
         """It does not want to run any more, or was placed."""
@@ -80,4 +89,5 @@ class Queue:
     def all_waiting(self, model: str) -> list[Thread]:
         """Every thread that waits for a model, in order."""
         heap = self._heaps.get(model, [])
-        return [t for key, t in sorted(heap) if self._waiting.get(t.id) == key]
+        living = {key: t for key, t in heap if self._waiting.get(t.id) == key}
+        return [living[key] for key in sorted(living)]

@@ -5,6 +5,7 @@ Invariant (`check`): a session has one connection and a connection one session; 
 to living sessions only; every request in flight belongs to a living session.
 """
 
+from llmproto.connection import Beat
 from llmproto.rights import PLUGIN_RIGHTS, ROLES, Right
 
 
@@ -12,8 +13,10 @@ class Session:
     """One welcomed connection."""
 
     __slots__ = (
+        "beat",
         "beat_ns",
         "handles",
+        "handles_given",
         "id",
         "incarnation",
         "lost",
@@ -48,10 +51,14 @@ class Session:
         self.lost = False
         """Its connection is gone; it may come back before its lease ends."""
         self.ready = False
+        self.beat: Beat | None = None
+        """What it said that it holds, before it was ready."""
         self.reconciled = False
         """It has listed what it holds since it was welcomed."""
         self.handles: dict[int, tuple[int, bool]] = {}
         """Gateway: handle -> (tenant, operator)."""
+        self.handles_given = 0
+        """Numbers of handles are never used again."""
         self.requests: dict[bytes, None] = {}
         """Ids of its requests in flight, in order."""
 

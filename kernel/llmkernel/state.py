@@ -3,9 +3,12 @@
 Invariant: replaying the journal gives the state that the kernel had when it wrote the last record.
 """
 
+import heapq
 from collections.abc import Iterator
+from hashlib import blake2b
 from typing import assert_never
 
+import msgspec
 from llmproto import limits
 from llmproto.operation import ThreadState
 
@@ -36,7 +39,8 @@ class State:
         """The latest time that any fact carries."""
         self.threads = ThreadTable()
         self.spent: dict[tuple[int, bytes, int], KeySpent] = {}
-        """In the order of `until_ns`."""
+        self._spent_until: list[tuple[int, tuple[int, bytes, int]]] = []
+        """A heap of when they are over: compaction writes them in another order than they came."""
         self.models: dict[str, ModelRegistered] = {}
         self.tenants: dict[int, str] = {}
         self.tenant_ids: dict[str, int] = {}
@@ -65,7 +69,7 @@ class State:
                     thread.service_class = fact.service_class
                     thread.priority = fact.priority
             case KeySpent():
-                self.spent[(fact.tenant, fact.key, fact.index)] = fact
+                self._spend(fact)
             case ModelRegistered():
                 self.models[fact.model.name] = fact
             case ModelRemoved():
@@ -121,28 +125,58 @@ class State:
         for thread_id in fact.threads:
             thread = self.threads.remove(thread_id)
             if thread is not None:
-                place = (thread.tenant, thread.key, thread.index)
-                self.spent[place] = KeySpent(
-                    thread.tenant, thread.key, thread.index, thread.digest, until_ns
+                self._spend(
+                    KeySpent(thread.tenant, thread.key, thread.index, thread.digest, until_ns)
                 )
-        # In the order of their times, so only the head can be over.
-        while self.spent:
-            place, spent = next(iter(self.spent.items()))
-            if spent.until_ns > fact.now_ns and len(self.spent) <= limits.KEYS_SPENT_MAX:
+        while self._spent_until:
+            until_ns, place = self._spent_until[0]
+            if until_ns > fact.now_ns and len(self.spent) <= limits.KEYS_SPENT_MAX:
                 break
-            del self.spent[place]
+            heapq.heappop(self._spent_until)
+            spent = self.spent.get(place)
+            if spent is not None and spent.until_ns == until_ns:
+                del self.spent[place]
+
+    def _spend(self, fact: KeySpent) -> None:
+        place = (fact.tenant, fact.key, fact.index)
+        known = self.spent.get(place)
+        if known is None or known.until_ns != fact.until_ns:
+            heapq.heappush(self._spent_until, (fact.until_ns, place))
+        self.spent[place] = fact
 
     def live(self) -> Iterator[AnyFact]:
         """The facts that say all of this again, one entity a fact: what compaction writes."""
+        # Facts go on being written while this is read, a little each turn: what is gone by then
+        # must not come back, and what was changed must not be unsaid.  Threads come before spent
+        # keys, because a thread that is forgotten meanwhile becomes one.
         yield Booted(self.epoch, self.now_ns, 0)
         for tenant, name in list(self.tenants.items()):
             yield TenantSeen(tenant, name)
-        yield from list(self.keys.values())
-        yield from list(self.models.values())
-        yield from list(self.spent.values())
-        for thread in list(self.threads):
-            if thread.id in self.threads.by_id:
-                yield thread.admitted()
+        for key_name in list(self.keys):
+            if key_name in self.keys:
+                yield self.keys[key_name]
+        for model_name in list(self.models):
+            if model_name in self.models:
+                yield self.models[model_name]
+        for thread_id in list(self.threads.by_id):
+            if thread_id in self.threads.by_id:
+                yield self.threads.by_id[thread_id].admitted()
+        for place in list(self.spent):
+            if place in self.spent:
+                yield self.spent[place]
+
+    def digest(self) -> bytes:
+        """The same for equal states, however they came about; for comparing."""
+        parts: list[object] = [
+            self.epoch,
+            self.now_ns,
+            sorted(self.tenants.items()),
+            [fact for _, fact in sorted(self.keys.items())],
+            [fact for _, fact in sorted(self.models.items())],
+            [fact for _, fact in sorted(self.spent.items())],
+            [thread.admitted() for _, thread in sorted(self.threads.by_id.items())],
+        ]
+        return blake2b(msgspec.msgpack.encode(parts), digest_size=16).digest()
 
     def check(self) -> None:
         """Assert the invariants of every durable table."""

@@ -6,7 +6,7 @@ Changes: the process table and its sessions' readiness; asks init for forks and 
 from collections.abc import Callable
 
 from llmproto import limits
-from llmproto.errors import ErrorKind
+from llmproto.errors import ErrorKind, RemoteError
 from llmproto.execution import ExecutorReady
 from llmproto.init import Child, Exit, Spec
 from llmproto.models import ModelEntry
@@ -36,8 +36,8 @@ class Supervision:
 
     # --- starting ---------------------------------------------------------------------------------
 
-    def boot(self, children: tuple[Child, ...]) -> None:
-        """Take over what lives, start what should."""
+    def boot(self, children: tuple[Child, ...], exits: tuple[Exit, ...]) -> None:
+        """Take over what lives, start what should; incarnations are not used twice."""
         t = self._t
         for child in children:
             process = self._row(child.spec)
@@ -47,6 +47,10 @@ class Supervision:
         for spec in t.config.services:
             if spec.name not in t.processes.by_name:
                 self._row(spec)
+        for exit in exits:
+            gone = t.processes.by_name.get(exit.name)
+            if gone is not None and gone.pid is None:
+                gone.incarnation = max(gone.incarnation, exit.incarnation)
         for process in t.processes.by_name.values():
             if not any(process.name == spec.name for spec in t.config.services):
                 process.desired = process.role == "executor"
@@ -108,6 +112,7 @@ class Supervision:
         session.process = process.name
         session.incarnation = process.incarnation
         session.ready = False
+        session.beat = None
         session.reconciled = False
 
     def ready(
@@ -123,10 +128,10 @@ class Supervision:
         process.state = ProcessState.READY
         process.doing = ""
         process.working_ns = 0
-        process.address = address
+        process.address = address or process.address
         process.moved_ns = t.now_ns
         session.ready = True
-        if info is not None:
+        if info is not None and process.ready_info is None:
             process.ready_info = info
             process.model = info.model
             process.blocks_free = info.blocks
@@ -142,16 +147,26 @@ class Supervision:
             process.working_ns = self._t.now_ns + budget_ms * MS if budget_ms else 0
             process.moved_ns = self._t.now_ns
 
-    def external(self, session: Session, role: str) -> Process:
-        """A service that somebody else started registers."""
-        name = f"{role}-{session.id.hex()[:8]}"
-        process = self._t.processes.by_name.get(name)
-        if process is None:
-            process = Process(name, role, None, self._t.now_ns)
-            self._t.processes.insert(process)
-        process.incarnation += 1
+    def check_external(self, session: bytes) -> None:
+        """Refuse a service that somebody else started, where the table is full."""
+        processes = self._t.processes.by_name
+        if session not in self._t.sessions.by_id and len(processes) >= limits.PROCESSES_MAX:
+            raise RemoteError(
+                ErrorKind.EXHAUSTED,
+                f"{len(processes)} processes are known, the most there may be",
+                retry_after_ms=1000,
+            )
+
+    def external(self, session: Session) -> Process:
+        """A service that somebody else started registers, or says Hello again."""
+        known = self._t.processes.by_name.get(session.process or "")
+        if known is not None:
+            return known
+        name = f"{session.role}-{session.id.hex()}"[: limits.NAME_BYTES_MAX]
+        process = Process(name, session.role, None, self._t.now_ns)
+        process.incarnation = 1
         process.state = ProcessState.STARTING
-        process.start_ns = self._t.now_ns
+        self._t.processes.insert(process)
         return process
 
     # --- dying ------------------------------------------------------------------------------------
@@ -190,7 +205,8 @@ class Supervision:
             t.dirty = True
             return
         process.state = ProcessState.WAITING
-        if guilty and not attributed:
+        # One that nobody killed died by itself too, whatever its exit code says.
+        if (guilty or exit.signal is None) and not attributed and not expected:
             process.deaths_ns = [*process.deaths_ns[-(POLICY.restarts_max + 1) :], t.now_ns]
         rest_ms, quarantined = POLICY.rest_ms(process.deaths_ns, t.now_ns)
         process.start_ns = t.now_ns + rest_ms * MS
@@ -262,10 +278,11 @@ class Supervision:
             return ""
         if process.state is ProcessState.STARTING and session is None:
             return "does not register" if silent_ns > limits.STARTING_MS_MAX * MS else ""
-        if session is not None:
-            beat_ms = (t.now_ns - max(session.beat_ns, process.moved_ns)) // MS
-            if beat_ms > limits.SERVICE_SILENT_MS:
-                return f"no beat for {beat_ms} ms"
+        if session is None:  # it was there, left, and lives on
+            return "has no connection" if silent_ns > limits.SERVICE_SILENT_MS * MS else ""
+        beat_ms = (t.now_ns - max(session.beat_ns, process.moved_ns)) // MS
+        if beat_ms > limits.SERVICE_SILENT_MS:
+            return f"no beat for {beat_ms} ms"
         if process.state is ProcessState.STARTING:
             return "is not ready" if silent_ns > limits.STARTING_MS_MAX * MS else ""
         if process.residents and t.journal_room and silent_ns > limits.STEP_BUDGET_MS * MS:
@@ -274,10 +291,12 @@ class Supervision:
 
     def excuse(self, gap_ns: int) -> None:
         """The kernel itself was away for so long: nobody could have been heard."""
+        now_ns = self._t.now_ns
         for process in self._t.processes.by_name.values():
-            process.moved_ns += gap_ns
+            process.moved_ns = min(now_ns, process.moved_ns + gap_ns)
+            process.working_ns += gap_ns if process.working_ns else 0
         for session in self._t.sessions.by_id.values():
-            session.beat_ns += gap_ns
+            session.beat_ns = min(now_ns, session.beat_ns + gap_ns)
 
     # --- models -----------------------------------------------------------------------------------
 
