@@ -1,7 +1,9 @@
 """Init with real processes, a kernel played by the test, and services that do as they are told."""
 
+import fcntl
 import json
 import os
+import random
 import select
 import signal
 import socket
@@ -13,6 +15,7 @@ from typing import Any, TypeVar
 
 import pytest
 from libllm.config import Home
+from llmkernel.init import descend, guard
 from llmkernel.initlink import Link
 from llmproto.base import Message
 from llmproto.init import (
@@ -424,3 +427,38 @@ def test_the_home_is_closed_to_others(boot: Boot) -> None:
     assert system.home.operator_key.read_bytes() == keys
     again.kill()
     again.communicate()
+
+
+@pytest.mark.long
+def test_init_killed_at_any_moment_leaves_nothing_behind(tmp_path: Path) -> None:
+    source = random.Random(3)
+    for number in range(60):
+        home = Home(tmp_path / f"h{number}")
+        home.make()
+        kernels, services = Listener(home.run / "control"), Listener(home.run / "report")
+        init = start_init(home.root)
+        kernel = Kernel(kernels)
+        for row in range(6):
+            kernel.link.send(Fork(spec=spec(f"s{row}", fork=row % 2 == 1), incarnation=1))
+        asked = Service(services)
+        asked.ask(b"daemon")
+        for _ in range(source.randrange(4000)):
+            kernel.link.flush()
+        # Whatever was begun by now, or begins while the signal is on its way.
+        init.kill()
+        init.communicate()
+        lock = os.open(home.lock, os.O_RDWR)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.close(lock)
+        marked = [row.pid for row in descend.everything() if guard.carries_mark(row.pid, home.root)]
+        assert [pid for pid in marked if not is_dying(pid)] == []
+        asked.connection.close()
+        kernel.link.close()
+        kernels.close()
+        services.close()
+
+
+def is_dying(pid: int) -> bool:
+    """Killed, and only not reaped yet."""
+    row = descend.row(pid)
+    return row is None or row.zombie

@@ -181,6 +181,19 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
         replayed(tmp_path)
 
 
+def test_format_1_stays_readable(tmp_path: Path) -> None:
+    golden = Path(__file__).with_name("golden") / "segment-format-1.bin"
+    shutil.copyfile(golden, segments.path_of(tmp_path, 7))
+    journal, payloads = opened(tmp_path)
+    assert payloads == [b"first", b"\0second\xff", b"x" * 300]
+    assert segment_of(journal.append(b"next")) == 8
+    journal.close()
+    assert replayed(tmp_path) == [*payloads, b"next"]
+    reading = segments.Reading(golden, 7)
+    assert len(list(reading.payloads())) == 3
+    assert reading.sealed
+
+
 @pytest.mark.parametrize("length", [0, limits.RECORD_BYTES_MAX + 1])
 def test_refuses_a_record_out_of_range(tmp_path: Path, length: int) -> None:
     journal, _ = opened(tmp_path, Options(bytes_max=1 << 30))

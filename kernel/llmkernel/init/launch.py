@@ -64,7 +64,7 @@ def _be_child(launch: Launch, parent: int, mask: set[signal.Signals | int]) -> N
         else:
             command = [sys.executable, "-P", "-m", launch.module, *launch.arguments]
             os.execv(sys.executable, command)
-    except BaseException:
+    except BaseException:  # the outermost frame of the new process
         traceback.print_exc()
     finally:
         _flush()
@@ -123,7 +123,7 @@ def _run(launch: Launch) -> int:
             return (end.code or 0) & 0xFF
         print(end.code, file=sys.stderr)
         return 1
-    except BaseException:
+    except BaseException:  # what the interpreter does at the end of a program
         traceback.print_exc()
         return 1
     return 0
