@@ -52,7 +52,7 @@ class Tables:
         self.epoch = 0
         self.boot_id = bytes(16)
         self.pids: dict[str, int] = {}
-        """Of init and the kernel: they are no rows of the process table, but people look for them."""
+        """Of init and the kernel: no rows of the process table, but people look for them."""
         self.kernel_starts = 1
         self.started_ns = 0
         self.now_ns = state.now_ns
