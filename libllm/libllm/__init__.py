@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from llmproto.errors import ErrorKind, RemoteError
     from llmproto.errors import RemoteError as LlmosError
 
-    from libllm.client import AsyncClient, Completion, Piece, connect_async
+    from libllm.client import AsyncClient, connect_async
+    from libllm.results import Completion, Piece
     from libllm.sync import Client, connect
 
 _HOMES = {
     "AsyncClient": "libllm.client",
-    "Completion": "libllm.client",
-    "Piece": "libllm.client",
+    "Completion": "libllm.results",
+    "Piece": "libllm.results",
     "connect_async": "libllm.client",
     "Client": "libllm.sync",
     "connect": "libllm.sync",

@@ -4,6 +4,7 @@ The only module that reads environment variables. Everything here is read once, 
 `connect`, and passed down as values.
 """
 
+import importlib.util
 import os
 import tomllib
 from collections.abc import Mapping
@@ -260,6 +261,19 @@ def read_key(path: Path) -> bytes:
             ErrorKind.DENIED,
             f"{path} cannot be read ({error.strerror}): use the system as the user that owns it",
         ) from None
+
+
+def child_environment() -> dict[str, str]:
+    """The environment for `python -m` of our own packages: they are found where this process found
+    its own."""
+    roots = []
+    for package in ("llmproto", "libllm", "llmkernel", "llmservices"):
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            roots.append(str(Path(spec.origin).parent.parent))
+    inherited = os.environ.get("PYTHONPATH")
+    path = [*dict.fromkeys(roots), *([inherited] if inherited else [])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
 def _number(values: Mapping[str, str], name: str) -> int | None:

@@ -1,20 +1,31 @@
-"""What a service says to the others: messages, questions, announcements."""
+"""What a peer says to the others: messages, questions, announcements; and who hears the answers and
+the streams."""
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from llmproto.base import Message
 from llmproto.connection import Failed, Working
 from llmproto.errors import ErrorKind, RemoteError
 
-from libllm.events import Answer, Call, Event, Forget, Post
+from libllm.events import Answer, Call, Event, Forget, Post, StreamFailed, StreamRow
 
 MessageT = TypeVar("MessageT", bound=Message)
 
 
+class Listener(Protocol):
+    """Whoever reads a stream."""
+
+    def row(self, row: StreamRow) -> None:
+        """The next text; to be answered with Consumed once the caller has it."""
+
+    def failed(self, failure: StreamFailed) -> None:
+        """No more will come."""
+
+
 class Port:
-    """The way out of a service.
+    """The way out of a service or a client.
 
     Its methods belong to the event loop's thread; another thread uses
     `loop.call_soon_threadsafe(port.send, ...)`. Invariant: every question is answered exactly once,
@@ -22,10 +33,12 @@ class Port:
     """
 
     def __init__(self, feed: Callable[[Event], None]) -> None:
-        self._feed = feed
+        self.feed = feed
+        """Tell the session an event."""
         self._loop = asyncio.get_running_loop()
         self._calls = 0
         self._waiting: dict[int, Callable[[Message], None]] = {}
+        self._listeners: dict[bytes, Listener] = {}
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -44,7 +57,7 @@ class Port:
     ) -> None:
         """Say it once. It is lost where the connection is down: whoever needs it asks or is told
         again."""
-        self._feed(Post(message, target, peer=peer, cause=cause, reply_to=reply_to, tenant=tenant))
+        self.feed(Post(message, target, peer=peer, cause=cause, reply_to=reply_to, tenant=tenant))
 
     def ask(
         self,
@@ -55,29 +68,36 @@ class Port:
         cause: bytes | None = None,
         tenant: int | None = None,
         deadline_ns: int | None = None,
+        once: bool = False,
         wait_exhausted: bool = False,
     ) -> int:
         """Say it until it is answered, then call `then` with the answer, which may be Failed. Gives
         its number."""
-        self._calls += 1
-        self._waiting[self._calls] = then
-        self._feed(
-            Call(
-                self._calls,
+        return self.begin(
+            lambda call: Call(
+                call,
                 message,
                 target,
                 cause=cause,
                 tenant=tenant,
                 deadline_ns=deadline_ns,
+                once=once,
                 wait_exhausted=wait_exhausted,
-            )
+            ),
+            then,
         )
+
+    def begin(self, make: Callable[[int], Event], then: Callable[[Message], None]) -> int:
+        """Feed the event made of a new call's number; `then` gets its answer."""
+        self._calls += 1
+        self._waiting[self._calls] = then
+        self.feed(make(self._calls))
         return self._calls
 
     def forget(self, call: int) -> None:
         """The answer to this question is no longer wanted."""
         if self._waiting.pop(call, None) is not None:
-            self._feed(Forget(call))
+            self.feed(Forget(call))
 
     async def call(
         self,
@@ -88,6 +108,7 @@ class Port:
         cause: bytes | None = None,
         tenant: int | None = None,
         deadline_ns: int | None = None,
+        once: bool = False,
         wait_exhausted: bool = False,
     ) -> MessageT:
         """Say it until it is answered, and give the answer; raises RemoteError where that is
@@ -105,6 +126,7 @@ class Port:
             cause=cause,
             tenant=tenant,
             deadline_ns=deadline_ns,
+            once=once,
             wait_exhausted=wait_exhausted,
         )
         try:
@@ -116,11 +138,27 @@ class Port:
         """Announce that for so long no progress will be seen; 0 takes it back."""
         self.send(Working(what, budget_ms))
 
-    def answered(self, effect: Answer) -> None:
-        """The session has an answer for one of these questions."""
-        then = self._waiting.pop(effect.call, None)
-        if then is not None:
-            then(effect.message)
+    def listen(self, stream: bytes, listener: Listener | None) -> None:
+        """Who reads this stream from now on; None: nobody."""
+        if listener is None:
+            self._listeners.pop(stream, None)
+        else:
+            self._listeners[stream] = listener
+
+    def deliver(self, effect: Answer | StreamRow | StreamFailed) -> None:
+        """The session has something for whoever asked or listens."""
+        if isinstance(effect, Answer):
+            then = self._waiting.pop(effect.call, None)
+            if then is not None:
+                then(effect.message)
+            return
+        listener = self._listeners.get(effect.stream)
+        if listener is None:
+            return
+        if isinstance(effect, StreamRow):
+            listener.row(effect)
+        else:
+            listener.failed(effect)
 
 
 def expect(found: Message, wanted: type[MessageT]) -> MessageT:

@@ -34,6 +34,7 @@ from libllm.events import (
     Answer,
     Arrived,
     Effect,
+    Event,
     Fatal,
     Holding,
     Leave,
@@ -219,15 +220,15 @@ class Serving:
         self._feed(Leave(draining=True))
         self.end(0)
 
-    def _feed(self, event: Any) -> None:  # Any: the union of events is the peer's to check
+    def _feed(self, event: Event) -> None:
         self.peer.feed(event)
 
     def _deliver(self, effect: Effect) -> None:
         match effect:
             case Arrived():
                 self._handle(effect.header, effect.message)
-            case Answer():
-                self.port.answered(effect)
+            case Answer() | StreamRow() | StreamFailed():
+                self.port.deliver(effect)
             case Welcomed():
                 self.service.welcomed()
                 if self._is_ready:
@@ -237,7 +238,7 @@ class Serving:
                 self.end(EXIT_REFUSED)
             case Lost():
                 self.logger.info("connection_lost")
-            case StreamRow() | StreamFailed() | Send() | Wake():
+            case Send() | Wake():
                 pass
 
     def _handle(self, header: Header, message: Message) -> None:

@@ -1,0 +1,111 @@
+"""Commands that act on a process or a thread: kill, stop, cont, nice."""
+
+import re
+from typing import Annotated
+
+import typer
+
+from libllm.cli.options import HomeOption, JsonOption, ThreadArgument, system_of
+from libllm.cli.output import print_json
+
+_THREAD = re.compile(r"[0-9a-fA-F]{16}")
+
+
+def kill(
+    context: typer.Context,
+    target: Annotated[
+        str, typer.Argument(metavar="NAME|THREAD", help="A process of `ps`, or a thread's id.")
+    ],
+    signal: Annotated[
+        str, typer.Option("--signal", "-s", help="For a process: its name or number.")
+    ] = "KILL",
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Signal a process, which its restart policy follows; or end a thread."""
+    number = _signal(signal)
+    system = system_of(context)
+    with system.connect(system.home(home)) as operator:
+        if _THREAD.fullmatch(target):
+            operator.cancel(bytes.fromhex(target))
+            _tell(json, "cancelled", target)
+        else:
+            operator.kill(target, number)
+            _tell(json, f"signalled ({number})", target)
+
+
+def stop(
+    context: typer.Context,
+    thread: ThreadArgument,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Suspend a thread: it leaves its device and keeps its context."""
+    system = system_of(context)
+    with system.connect(system.home(home)) as operator:
+        operator.suspend(thread_id(thread))
+    _tell(json, "suspended", thread)
+
+
+def cont(
+    context: typer.Context,
+    thread: ThreadArgument,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Let a suspended thread go on."""
+    system = system_of(context)
+    with system.connect(system.home(home)) as operator:
+        operator.resume(thread_id(thread))
+    _tell(json, "resumed", thread)
+
+
+def nice(
+    context: typer.Context,
+    thread: ThreadArgument,
+    priority: Annotated[int, typer.Option("--priority", "-n", min=-8, max=7)] = 0,
+    service_class: Annotated[
+        str | None,
+        typer.Option("--class", help="interactive, normal, batch or background; else unchanged."),
+    ] = None,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Change a thread's priority (7 runs first) and class."""
+    from libllm.cli.tables import CLASSES
+
+    if service_class is not None and service_class not in CLASSES:
+        raise typer.BadParameter(f"--class is one of {', '.join(CLASSES)}")
+    number = None if service_class is None else CLASSES.index(service_class)
+    system = system_of(context)
+    with system.connect(system.home(home)) as operator:
+        operator.renice(thread_id(thread), priority, number)
+    _tell(json, f"has priority {priority}", thread)
+
+
+def thread_id(text: str) -> bytes:
+    """The bytes of an id as tables show it."""
+    if not _THREAD.fullmatch(text):
+        raise typer.BadParameter(
+            f"{text!r} is no thread: an id has 16 hexadecimal digits, `llmos threads` shows them"
+        )
+    return bytes.fromhex(text)
+
+
+def _signal(text: str) -> int:
+    import signal
+
+    if text.isdigit() and 1 <= int(text) <= 64:
+        return int(text)
+    name = text.upper().removeprefix("SIG")
+    try:
+        return signal.Signals[f"SIG{name}"].value
+    except KeyError:
+        raise typer.BadParameter(f"{text!r} is no signal, such as TERM or 15") from None
+
+
+def _tell(json: bool, what: str, target: str) -> None:
+    if json:
+        print_json({"target": target, "done": what})
+    else:
+        print(f"{target} {what}")

@@ -1,0 +1,128 @@
+"""What the kernel tells of itself, as tables and lines for people.  Pure: rows in, text out."""
+
+from collections.abc import Sequence
+
+from llmproto.models import ModelRow
+from llmproto.operation import ProcessRow, Status, ThreadRow
+from llmproto.tenants import KeyRow
+from rich.table import Table
+
+from libllm.cli.output import duration, size, table
+
+CLASSES = ("interactive", "normal", "batch", "background")
+
+
+def processes(rows: Sequence[ProcessRow]) -> Table:
+    """`llmos ps`."""
+    return table(
+        ("NAME", "PID", "STATE", "INC", "UPTIME", "LEASE", "THREADS", "DOING"),
+        [
+            (
+                row.name,
+                "-" if row.pid is None else str(row.pid),
+                row.state.value,
+                str(row.incarnation),
+                duration(row.uptime_ms),
+                _lease(row),
+                str(row.threads) if row.threads else "-",
+                " ".join(part for part in (row.model, row.doing) if part),
+            )
+            for row in rows
+        ],
+        right="PID INC THREADS",
+    )
+
+
+def threads(rows: Sequence[ThreadRow]) -> Table:
+    """`llmos threads`."""
+    return table(
+        ("THREAD", "STATE", "MODEL", "TENANT", "TOKENS", "CLASS", "AGE", "ON"),
+        [
+            (
+                row.thread.hex(),
+                row.state.value,
+                row.model,
+                row.tenant,
+                f"{row.prompt_tokens}+{row.output_tokens}/{row.output_tokens_max}",
+                _priority(row),
+                duration(row.age_ms),
+                row.process or "-",
+            )
+            for row in rows
+        ],
+        right="TOKENS",
+    )
+
+
+def models(rows: Sequence[ModelRow]) -> Table:
+    """`llmos models`."""
+    return table(
+        ("NAME", "STATE", "CONTEXT", "WEIGHTS", "CHAT", "THREADS", "ARCHITECTURE", "DETAIL"),
+        [
+            (
+                row.model.name + ("*" if row.default else ""),
+                row.state.value,
+                str(row.model.context_tokens),
+                size(row.model.weight_bytes),
+                "yes" if row.model.chat else "no",
+                str(row.threads),
+                row.model.architecture,
+                row.detail or row.path,
+            )
+            for row in rows
+        ],
+        right="CONTEXT WEIGHTS THREADS",
+    )
+
+
+def keys(rows: Sequence[KeyRow]) -> Table:
+    """`llmos keys list`."""
+    return table(
+        ("NAME", "RIGHTS", "CREATED"),
+        [
+            (row.name, "operator" if row.operator else "use", _day(row.created_s))
+            for row in sorted(rows, key=lambda row: row.name)
+        ],
+    )
+
+
+def status(found: Status, home: str) -> list[str]:
+    """`llmos status`: health in a few lines."""
+    waits = f" ({'; '.join(found.not_ready)})" if found.not_ready else ""
+    lines = [
+        f"llmos {found.version}: {'ready' if found.ready else 'not ready'}{waits}",
+        f"  home       {home}",
+        f"  http       {found.http or 'not listening'}",
+        f"  model      {found.default_model or 'none by default'}",
+        f"  kernel     epoch {found.kernel_epoch}, up {duration(found.uptime_ms)}, "
+        f"{found.sessions} sessions",
+        f"  threads    {found.threads_running} running, {found.threads_queued} queued, "
+        f"{found.threads_ended} ended",
+        f"  tokens     {found.tokens_committed} since this kernel started",
+        f"  journal    {size(found.journal_bytes)}"
+        + (": FULL, nothing is admitted; make room on its disk" if found.journal_full else ""),
+    ]
+    lines += [
+        f"  device     {device.name}: {len(device.cores)} cores, "
+        f"{size(device.memory_granted_bytes)} of {size(device.memory_bytes)} granted"
+        + (f", {device.detail}" if device.detail else "")
+        for device in found.devices
+    ]
+    return lines
+
+
+def _lease(row: ProcessRow) -> str:
+    if row.lease is None:
+        return "-"
+    return f"{row.lease.device} {len(row.lease.cores)} cores {size(row.lease.memory_bytes)}"
+
+
+def _priority(row: ThreadRow) -> str:
+    name = CLASSES[row.service_class]
+    return f"{name}{row.priority:+d}" if row.priority else name
+
+
+def _day(seconds: int) -> str:
+    import datetime
+
+    return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,304 @@
+"""The synchronous client: the same methods as the asynchronous one, for programs without an event
+loop.
+
+Its session lives on an event loop in a thread of its own, so that heartbeats go on whatever the
+program does.
+"""
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Generator, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeVar, Unpack, overload
+
+import uvloop
+from llmproto.models import ModelAdded, ModelRow
+from llmproto.operation import ProcessRow, Status, ThreadRow
+from llmproto.tenants import KeyRow
+
+from libllm.client import AsyncClient, connect_async
+from libllm.connection import CONNECT_S
+from libllm.generation import Generation
+from libllm.options import Messages, Options
+from libllm.results import Completion, Piece
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """An event loop in a daemon thread."""
+
+    def __init__(self) -> None:
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="libllm", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:  # Any: what coroutines yield and take
+        """Its result; interrupted (Ctrl-C), the coroutine is cancelled."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def stop(self) -> None:
+        """End loop and thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class Pieces(Iterator[Piece]):
+    """The pieces of all choices, as they come.
+
+    Closing it early (`close`, leaving a `with`, or forgetting it) cancels what is unfinished. What
+    is not read holds up its own threads and nothing else.
+    """
+
+    def __init__(self, loop: LoopThread, generation: Generation) -> None:
+        self._loop = loop
+        self._generation = generation
+        self._pieces = self._read()
+
+    @property
+    def streams(self) -> tuple[bytes, ...]:
+        """Ids of the streams, by choice, for `resume`."""
+        return self._generation.streams
+
+    @property
+    def threads(self) -> tuple[bytes, ...]:
+        """Ids of the threads, by choice."""
+        return self._generation.threads
+
+    @property
+    def model(self) -> str:
+        """The resolved name of the model."""
+        return self._generation.model
+
+    def __iter__(self) -> "Pieces":
+        return self
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def __enter__(self) -> "Pieces":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop reading; cancels what is unfinished."""
+        self._pieces.close()
+        self._loop.run(self._generation.aclose())
+
+    def detach(self) -> list[tuple[bytes, int]]:
+        """Stop reading without cancelling; gives stream and offset of each unfinished choice, for
+        `resume`."""
+
+        async def detach() -> list[tuple[bytes, int]]:
+            return self._generation.detach()
+
+        return self._loop.run(detach())
+
+    def _read(self) -> Generator[Piece, None, None]:
+        """One hop to the session's thread fetches all that is there; the next hop acknowledges
+        it."""
+        try:
+            while pieces := self._loop.run(self._generation.take()):
+                yield from pieces
+        except GeneratorExit:
+            self._loop.run(self._generation.aclose())
+            raise
+
+
+class Client:
+    """One session with a system; its methods may be called from any thread.
+
+    Every method does what its namesake of AsyncClient does.
+    """
+
+    def __init__(self, loop: LoopThread, client: AsyncClient) -> None:
+        """Made by `connect`."""
+        self._loop = loop
+        self._client = client
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Say goodbye; cancels what was not read, but for resumable streams."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._loop.run(self._client.aclose())
+            self._loop.stop()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @overload
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[Options],
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self, prompt: str | Sequence[int], *, stream: Literal[True], **options: Unpack[Options]
+    ) -> Pieces: ...
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        stream: bool = False,
+        **options: Unpack[Options],
+    ) -> Completion | Pieces:
+        """Continue a text, or token ids; with `stream` an iterator of Pieces. See
+        libllm.options.Options."""
+        if stream:
+            generation = self._loop.run(self._client.generate(prompt, stream=True, **options))
+            return Pieces(self._loop, generation)
+        return self._loop.run(self._client.generate(prompt, **options))
+
+    @overload
+    def chat(
+        self, messages: Messages, *, stream: Literal[False] = False, **options: Unpack[Options]
+    ) -> Completion: ...
+
+    @overload
+    def chat(
+        self, messages: Messages, *, stream: Literal[True], **options: Unpack[Options]
+    ) -> Pieces: ...
+
+    def chat(
+        self, messages: Messages, *, stream: bool = False, **options: Unpack[Options]
+    ) -> Completion | Pieces:
+        """Answer the last turn of a chat; with `stream` an iterator of Pieces."""
+        if stream:
+            generation = self._loop.run(self._client.chat(messages, stream=True, **options))
+            return Pieces(self._loop, generation)
+        return self._loop.run(self._client.chat(messages, **options))
+
+    def resume(
+        self,
+        stream: bytes | str,
+        offset: int = 0,
+        *,
+        scores: int = 0,
+        deadline_s: float | None = None,
+    ) -> Pieces:
+        """Read on in a stream from a byte offset: a Piece's `stream` and `offset`."""
+        generation = self._loop.run(
+            self._client.resume(stream, offset, scores=scores, deadline_s=deadline_s)
+        )
+        return Pieces(self._loop, generation)
+
+    def tokenize(
+        self, text: str | None = None, *, messages: Messages | None = None, model: str | None = None
+    ) -> list[int]:
+        """The token ids that a prompt, or a chat, becomes."""
+        return self._loop.run(self._client.tokenize(text, messages=messages, model=model))
+
+    def ps(self) -> list[ProcessRow]:
+        """The system's processes."""
+        return self._loop.run(self._client.ps())
+
+    def threads(self, limit: int = 1024) -> list[ThreadRow]:
+        """This tenant's threads (an operator's: all), the youngest first."""
+        return self._loop.run(self._client.threads(limit))
+
+    def models(self) -> list[ModelRow]:
+        """The model table."""
+        return self._loop.run(self._client.models())
+
+    def status(self) -> Status:
+        """How the system is."""
+        return self._loop.run(self._client.status())
+
+    def metrics(self) -> str:
+        """All measurements, in Prometheus' text format."""
+        return self._loop.run(self._client.metrics())
+
+    def add_model(self, path: str | Path, name: str | None = None) -> ModelAdded:
+        """Put a Hugging Face folder into the model table; an operator's right."""
+        return self._loop.run(self._client.add_model(path, name))
+
+    def remove_model(self, name: str) -> None:
+        """Take a model out of the table; its threads go on to their end."""
+        self._loop.run(self._client.remove_model(name))
+
+    def load_model(self, name: str | None = None) -> None:
+        """Begin loading now, before the first thread needs it."""
+        self._loop.run(self._client.load_model(name))
+
+    def kill(self, target: bytes | str, *, signal: int = 9) -> None:
+        """Signal a process by its name, or cancel a thread by its id."""
+        self._loop.run(self._client.kill(target, signal=signal))
+
+    def cancel(self, thread: bytes | str) -> None:
+        """End a thread within a step."""
+        self._loop.run(self._client.cancel(thread))
+
+    def suspend(self, thread: bytes | str) -> None:
+        """Take a thread off its device; its context stays."""
+        self._loop.run(self._client.suspend(thread))
+
+    def resume_thread(self, thread: bytes | str) -> None:
+        """Undo `suspend`."""
+        self._loop.run(self._client.resume_thread(thread))
+
+    def renice(
+        self, thread: bytes | str, priority: int, *, service_class: int | None = None
+    ) -> None:
+        """Change a thread's priority, -8 to 7: higher runs first within its class."""
+        self._loop.run(self._client.renice(thread, priority, service_class=service_class))
+
+    def shutdown(self) -> None:
+        """Stop the whole system; accepted threads go on at its next boot."""
+        self._loop.run(self._client.shutdown())
+
+    def add_key(self, name: str, *, operator: bool = False) -> str:
+        """Make an API key and its tenant.  Gives the key's text, which is kept nowhere."""
+        return self._loop.run(self._client.add_key(name, operator=operator))
+
+    def remove_key(self, name: str) -> None:
+        """No longer accept this key."""
+        self._loop.run(self._client.remove_key(name))
+
+    def keys(self) -> list[KeyRow]:
+        """The accepted keys' names."""
+        return self._loop.run(self._client.keys())
+
+
+def connect(
+    home: str | Path | None = None,
+    *,
+    start: bool = False,
+    url: str | None = None,
+    timeout_s: float = CONNECT_S,
+) -> Client:
+    """Connect to the system of a home; see `libllm.client.connect_async`."""
+    loop = LoopThread()
+    try:
+        client = loop.run(connect_async(home, start=start, url=url, timeout_s=timeout_s))
+    except BaseException:
+        loop.stop()
+        raise
+    return Client(loop, client)
