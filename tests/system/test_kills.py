@@ -34,7 +34,7 @@ def assert_equal(found: Sequence[Completion], twins: Sequence[Completion]) -> No
             at = differing[0] if differing else min(len(ours), len(theirs))
             scores = (twin.scores or [])[at : at + 1]
             raise AssertionError(
-                f"stream {number} differs at output token {at} of {len(theirs)} ({len(ours)} came): "
+                f"stream {number} differs at output token {at} of {len(theirs)}, {len(ours)} came: "
                 f"{ours[at : at + 5]} for {theirs[at : at + 5]}, the twin's score {scores}"
             )
         assert one.text == twin.text
