@@ -141,6 +141,11 @@ class Journal:
         """The lowest segment that still stands."""
         return self._numbers[0]
 
+    @property
+    def can_mark(self) -> bool:
+        """The next segment is there: `mark` cannot fail for want of room."""
+        return self._spare is not None or self._writable().end == segments.HEADER_BYTES
+
     def mark(self) -> int:
         """The number of a segment that holds nothing yet; what is appended from now on stands
         there or later.

@@ -253,13 +253,15 @@ def test_bytes_max_closes_the_room_and_dropping_opens_it(tmp_path: Path) -> None
     while until_refused(journal):
         count += 1
     assert not journal.room()
+    assert not journal.can_mark
     with pytest.raises(RemoteError, match=str(SMALL)) as caught:
         journal.append(bytes(1000))
     assert caught.value.kind is ErrorKind.EXHAUSTED
     journal.drop_before(3)
     journal.wait_synced(journal.position)
-    while not journal.room():
+    while not journal.can_mark:
         journal.wait_synced(journal.position)
+    assert journal.room()
     journal.append(b"x" * 1000)
     journal.close()
     assert replayed(tmp_path)[-1] == b"x" * 1000

@@ -40,9 +40,11 @@ class Image:
     def load(self) -> None:
         """Import everything that is there; takes a second or two."""
         os.environ[_BLAS_THREADS] = "1"
+        gc.disable()  # hundreds of thousands of new objects, none of them garbage
         for module in self._modules:
             self._load(module)
         del os.environ[_BLAS_THREADS]
+        gc.enable()
         gc.collect()
         gc.freeze()  # pages that no collection touches stay shared
         self.loaded = True
