@@ -9,4 +9,4 @@ from libllm.cli.app import app
 
 def main() -> None:
     """Run the command that the arguments name; never returns."""
-    app()
+    app(prog_name="llmos")

@@ -22,7 +22,10 @@ def kill(
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Signal a process, which its restart policy follows; or end a thread."""
+    """Signal a process, or end a thread.
+
+    What becomes of the process is its restart policy's decision.
+    """
     number = _signal(signal)
     system = system_of(context)
     with system.connect(system.home(home)) as operator:
@@ -30,7 +33,7 @@ def kill(
             operator.cancel(bytes.fromhex(target))
             _tell(json, "cancelled", target)
         else:
-            operator.kill(target, number)
+            operator.kill(target, signal=number)
             _tell(json, f"signalled ({number})", target)
 
 
@@ -40,7 +43,7 @@ def stop(
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Suspend a thread: it leaves its device and keeps its context."""
+    """Suspend a thread, which keeps its context."""
     system = system_of(context)
     with system.connect(system.home(home)) as operator:
         operator.suspend(thread_id(thread))
@@ -56,7 +59,7 @@ def cont(
     """Let a suspended thread go on."""
     system = system_of(context)
     with system.connect(system.home(home)) as operator:
-        operator.resume(thread_id(thread))
+        operator.resume_thread(thread_id(thread))
     _tell(json, "resumed", thread)
 
 
@@ -79,7 +82,7 @@ def nice(
     number = None if service_class is None else CLASSES.index(service_class)
     system = system_of(context)
     with system.connect(system.home(home)) as operator:
-        operator.renice(thread_id(thread), priority, number)
+        operator.renice(thread_id(thread), priority, service_class=number)
     _tell(json, f"has priority {priority}", thread)
 
 

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted.  A traceback is a bug.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -71,12 +72,12 @@ def llmos(
     """An operating system for language models."""
 
 
-for command in (power.up, power.down, power.status, demo.demo, run.run):
-    app.command()(command)
-for command in (look.ps, look.threads, look.top, logs.logs, look.models):
-    app.command()(command)
-for command in (shelf.add, shelf.rm, shelf.load):
-    app.command()(command)
-for command in (act.kill, act.stop, act.cont, act.nice):
+COMMANDS: Sequence[Callable[..., None]] = (
+    *(power.up, power.down, power.status, demo.demo, run.run),
+    *(look.ps, look.threads, look.top, logs.logs, look.models),
+    *(shelf.add, shelf.rm, shelf.load),
+    *(act.kill, act.stop, act.cont, act.nice),
+)
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(keys.app, name="keys")

@@ -39,6 +39,17 @@ class LogLine:
         """ISO time in UTC, which sorts as text."""
         return str((self.fields or {}).get("timestamp", ""))
 
+    @property
+    def message(self) -> str:
+        """What happened, without time and place."""
+        if self.fields is None:
+            return self.raw
+        event = str(self.fields.get("event", ""))
+        rest = " ".join(
+            f"{key}={_compact(value)}" for key, value in self.fields.items() if key not in _KNOWN
+        )
+        return f"{event}  {rest}" if rest else event
+
     def document(self) -> dict[str, object]:
         """For --json: the line's own object; a line of text as one."""
         if self.fields is None:
@@ -50,13 +61,8 @@ class LogLine:
         if self.fields is None:
             return f"{'':12} {self.process:<12} {self.raw}"
         time_of_day = self.timestamp[11:23].rstrip("Z+")
-        rest = " ".join(
-            f"{key}={_compact(value)}" for key, value in self.fields.items() if key not in _KNOWN
-        )
         level = str(self.fields.get("level", ""))
-        event = str(self.fields.get("event", ""))
-        line = f"{time_of_day:<12} {self.process:<12} {level:<7} {event}"
-        return f"{line}  {rest}" if rest else line
+        return f"{time_of_day:<12} {self.process:<12} {level:<7} {self.message}"
 
 
 def files(folder: Path, names: Sequence[str]) -> list[Path]:

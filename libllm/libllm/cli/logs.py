@@ -1,11 +1,14 @@
 """The command that reads the logs; works on a system that is down as well."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from libllm.cli.options import HomeOption, JsonOption, system_of
 from libllm.cli.output import print_json
+
+if TYPE_CHECKING:
+    from libllm.cli.logfiles import LogLine
 
 
 def logs(
@@ -32,7 +35,7 @@ def logs(
             _show(line, json)
 
 
-def _show(line: "logfiles.LogLine", json: bool) -> None:
+def _show(line: "LogLine", json: bool) -> None:
     if json:
         print_json(line.document())
     else:

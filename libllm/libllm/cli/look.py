@@ -20,7 +20,7 @@ def ps(context: typer.Context, home: HomeOption = None, json: JsonOption = False
 
     system = system_of(context)
     with system.connect(system.home(home)) as operator:
-        rows = operator.processes()
+        rows = operator.ps()
     if json:
         print_json(rows)
     else:
@@ -93,7 +93,7 @@ def top(
 def _snapshot(operator: "Operator") -> dict[str, object]:
     return {
         "status": operator.status(),
-        "processes": operator.processes(),
+        "processes": operator.ps(),
         "threads": operator.threads(),
     }
 
@@ -114,7 +114,7 @@ def _screen(operator: "Operator") -> "RenderableType":
     return Group(
         Text(head, style="bold"),
         Text(),
-        tables.processes(operator.processes()),
+        tables.processes(operator.ps()),
         Text(),
         tables.threads(living),
     )

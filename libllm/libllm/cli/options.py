@@ -21,7 +21,7 @@ ThreadArgument = Annotated[
 
 def system_of(context: typer.Context) -> "System":
     """The system that the caller of the command line gave (tests do), else the real one."""
-    from libllm.cli.system import RealSystem
+    from libllm.cli.real import RealSystem
 
     given: System | None = context.obj
     return RealSystem() if given is None else given

@@ -17,13 +17,16 @@ def add(
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Put a model folder (Hugging Face format, safetensors) into the table."""
+    """Put a model folder into the table.
+
+    The folder has the form of a Hugging Face repository, with its weights in safetensors.
+    """
     from libllm.cli.lookup import folder_of
 
     system = system_of(context)
     folder = folder_of(path)
     with system.connect(system.home(home)) as operator:
-        added = operator.add_model(folder, name)
+        added = operator.add_model(folder, name).name
     if json:
         print_json({"name": added, "path": str(folder)})
     else:
@@ -36,7 +39,10 @@ def rm(
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Take a model out of the table; its files stay, its threads go on to their end."""
+    """Take a model out of the table.
+
+    Its files stay, and its threads go on to their end.
+    """
     system = system_of(context)
     with system.connect(system.home(home)) as operator:
         operator.remove_model(model)

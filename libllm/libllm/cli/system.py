@@ -4,34 +4,25 @@ The protocols are the seam: commands are written against them, `libllm.cli.real`
 bring their own.  Nothing here is slow to import.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Protocol
-
-import msgspec
-
-from libllm.config import Home
+from typing import TYPE_CHECKING, Literal, NoReturn, Protocol
 
 if TYPE_CHECKING:
-    from llmproto.models import ModelRow
+    from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from typing import Unpack
+
+    from llmproto.models import ModelAdded, ModelRow
     from llmproto.operation import ProcessRow, Status, ThreadRow
     from llmproto.tenants import KeyRow
 
-    from libllm.options import Options
+    from libllm.config import Home
+    from libllm.options import Messages, Options
     from libllm.results import Piece
 
 
-class Request(msgspec.Struct, frozen=True):
-    """What to generate: exactly one of `prompt` and `messages` is present."""
-
-    options: "Options"
-    prompt: str | None = None
-    messages: Sequence[dict[str, str]] | None = None
-
-
 class Streaming(Protocol):
-    """Pieces of one choice as they come; RemoteError where it fails."""
+    """Pieces of one choice as they come; reading raises RemoteError where it fails."""
 
     def __iter__(self) -> "Iterator[Piece]": ...
 
@@ -40,61 +31,70 @@ class Streaming(Protocol):
 
 
 class Operator(Protocol):
-    """A connection with the rights of the home's owner.  Everything raises RemoteError."""
+    """What commands ask of `libllm.Client`, with the rights of the home's owner.
 
-    def stream(self, request: Request) -> Streaming: ...
+    Everything raises RemoteError.
+    """
+
+    def generate(
+        self, prompt: str, /, *, stream: Literal[True], **options: "Unpack[Options]"
+    ) -> Streaming: ...
+
+    def chat(
+        self, messages: "Messages", /, *, stream: Literal[True], **options: "Unpack[Options]"
+    ) -> Streaming: ...
 
     def status(self) -> "Status": ...
 
-    def processes(self) -> "Sequence[ProcessRow]": ...
+    def ps(self) -> "Sequence[ProcessRow]": ...
 
     def threads(self) -> "Sequence[ThreadRow]": ...
 
     def models(self) -> "Sequence[ModelRow]": ...
 
-    def metrics(self) -> str:
-        """The monitor's numbers in Prometheus' text format."""
+    def metrics(self) -> str: ...
 
-    def add_model(self, path: Path, name: str | None) -> str: ...
+    def add_model(self, path: Path, name: str | None, /) -> "ModelAdded": ...
 
-    def remove_model(self, name: str) -> None: ...
+    def remove_model(self, name: str, /) -> None: ...
 
-    def load_model(self, name: str | None) -> None: ...
+    def load_model(self, name: str | None, /) -> None: ...
 
-    def kill(self, process: str, signal: int) -> None: ...
+    def kill(self, target: str, /, *, signal: int) -> None: ...
 
-    def cancel(self, thread: bytes) -> None: ...
+    def cancel(self, thread: bytes, /) -> None: ...
 
-    def suspend(self, thread: bytes) -> None: ...
+    def suspend(self, thread: bytes, /) -> None: ...
 
-    def resume(self, thread: bytes) -> None: ...
+    def resume_thread(self, thread: bytes, /) -> None: ...
 
-    def renice(self, thread: bytes, priority: int, service_class: int | None) -> None: ...
+    def renice(self, thread: bytes, priority: int, /, *, service_class: int | None) -> None: ...
 
     def keys(self) -> "Sequence[KeyRow]": ...
 
-    def add_key(self, name: str, *, operator: bool) -> str:
-        """The new key itself, which nobody can ask for again."""
+    def add_key(self, name: str, /, *, operator: bool) -> str: ...
 
-    def remove_key(self, name: str) -> None: ...
+    def remove_key(self, name: str, /) -> None: ...
 
 
 class System(Protocol):
     """The system of a home, whether it runs or not."""
 
-    def home(self, given: str | None) -> Home:
+    def home(self, given: str | None) -> "Home":
         """The home that the option names, else the environment's."""
 
-    def connect(self, home: Home) -> AbstractContextManager[Operator]:
+    def is_running(self, home: "Home") -> bool: ...
+
+    def connect(self, home: "Home") -> "AbstractContextManager[Operator]":
         """RemoteError(UNAVAILABLE) where nothing runs."""
 
-    def boot(self, home: Home, *, timeout_s: float) -> bool:
+    def boot(self, home: "Home", *, timeout_s: float) -> bool:
         """Until it is ready; False where it ran already.  RemoteError with the reason otherwise."""
 
-    def become(self, home: Home) -> NoReturn:
+    def become(self, home: "Home") -> NoReturn:
         """Boot in the foreground, in the place of this process."""
 
-    def stop(self, home: Home) -> bool:
+    def stop(self, home: "Home") -> bool:
         """Until nothing of it is left; False where nothing ran."""
 
     def fetch(self, name: str, *, progress: bool) -> Path:

@@ -1,0 +1,142 @@
+"""The world behind the command line: processes, sockets, the terminal."""
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final, NoReturn
+
+from llmproto.errors import ErrorKind, RemoteError
+from llmproto.operation import ProcessRow, ProcessState
+
+from libllm import boot, sync
+from libllm.cli import logfiles
+from libllm.cli.system import Operator
+from libllm.config import Home
+
+STOP_S: Final = 20.0
+"""Init ends within its phases' times, which are less."""
+TURN_S: Final = 3.0
+"""Longer than a boot takes that goes well."""
+STARTS_MAX: Final = 3
+"""A service that ended so often without ever getting ready will not get ready."""
+
+
+class RealSystem:
+    """Implements `libllm.cli.system.System`."""
+
+    def home(self, given: str | None) -> Home:
+        """The home that the option names, else the environment's."""
+        return Home.find(given)
+
+    def is_running(self, home: Home) -> bool:
+        """Whether somebody holds the home, ready or not."""
+        return boot.is_running(home)
+
+    def connect(self, home: Home) -> AbstractContextManager[Operator]:
+        """RemoteError(UNAVAILABLE) where nothing runs."""
+        if not boot.is_running(home):
+            raise RemoteError(
+                ErrorKind.UNAVAILABLE,
+                f"no system runs in {home.root}: start one with `llmos up`",
+            )
+        return sync.connect(home.root)
+
+    def boot(self, home: Home, *, timeout_s: float) -> bool:
+        """Until it is ready; False where it ran already.  RemoteError with the reason otherwise,
+        and what was booted is stopped again."""
+        ran = boot.is_running(home)
+        try:
+            self._boot(home, time.monotonic() + timeout_s)
+        except RemoteError:
+            if not ran:
+                self.stop(home)
+            raise
+        return not ran
+
+    def _boot(self, home: Home, deadline_s: float) -> None:
+        """In turns, to see between them whether it is hopeless."""
+        while True:
+            left_s = deadline_s - time.monotonic()
+            try:
+                boot.boot(home, timeout_s=max(0.1, min(TURN_S, left_s)))
+                return
+            except RemoteError as error:
+                if error.kind is not ErrorKind.DEADLINE or left_s <= TURN_S:
+                    raise
+            with self.connect(home) as operator:
+                hopeless = [row for row in operator.ps() if is_hopeless(row)]
+            if hopeless:
+                raise RemoteError(ErrorKind.UNAVAILABLE, why_hopeless(home, hopeless[0]))
+
+    def become(self, home: Home) -> NoReturn:
+        """Boot in the foreground, in the place of this process."""
+        boot.boot_foreground(home)
+
+    def stop(self, home: Home) -> bool:
+        """Until nothing of it is left; False where nothing ran."""
+        if not boot.is_running(home):
+            return False
+        try:
+            with sync.connect(home.root) as client:
+                client.shutdown()
+        except RemoteError as error:
+            if error.kind not in (ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE):
+                raise
+            _terminate_init(home)
+        if not asyncio.run(boot.wait_ended(home, timeout_s=STOP_S)):
+            raise RemoteError(
+                ErrorKind.DEADLINE,
+                f"the system in {home.root} has not ended within {STOP_S:.0f} s; "
+                f"see {home.logs / 'init.log'}",
+            )
+        return True
+
+    def fetch(self, name: str, *, progress: bool) -> Path:
+        """The folder of a model on the Hugging Face hub, downloaded if need be."""
+        try:
+            from libllm import hub
+        except ModuleNotFoundError as error:
+            raise RemoteError(
+                ErrorKind.INVALID,
+                f"fetching {name} from the hub takes {error.name}: install llmos[serve]",
+            ) from None
+        return hub.fetch(name, progress=progress)
+
+    def input(self, prompt: str) -> str:
+        """A line from the person at the terminal; EOFError at its end."""
+        import readline  # noqa: F401  # gives input() its editing and its history
+
+        return input(prompt)
+
+
+def _terminate_init(home: Home) -> None:
+    """For a kernel that does not answer: init itself ends the system at SIGTERM."""
+    try:
+        text = (home.run / "pid").read_text().strip()
+    except OSError:
+        return
+    if text.isdigit() and boot.is_running(home):  # so the pid in the file is alive
+        try:
+            os.kill(int(text), signal.SIGTERM)
+        except (ProcessLookupError, PermissionError):
+            return
+
+
+def is_hopeless(row: ProcessRow) -> bool:
+    """It was started again and again and is not ready."""
+    return row.state is ProcessState.QUARANTINED or (
+        row.state is not ProcessState.READY and row.incarnation > STARTS_MAX
+    )
+
+
+def why_hopeless(home: Home, row: ProcessRow) -> str:
+    """In the words of its own log, where there are any."""
+    lines = logfiles.last_lines([home.logs / f"{row.name}.log"], 1)
+    said = f", the last time with: {lines[0].message}" if lines else ""
+    return (
+        f"{row.name} ended {row.incarnation} times before it was ready{said}; "
+        f"see {home.logs / row.name}.log"
+    )
