@@ -92,8 +92,6 @@ class Stream:
         """Id of the Attach that is on its way."""
         self.silences = 0
         """Times in a row that nothing had come for too long."""
-        self._doubted: tuple[int, int] | None = None
-        """Where scores seemed to be missing: bytes and scores received."""
         self.tenant: int | None = None
         self.deadline_ns: int | None = None
 
@@ -122,10 +120,7 @@ class Stream:
         if scores:
             first = row.tokens - len(scores)
             if first > self.scores:
-                if self._doubted != (self.offset, self.scores) or row.offset != self.offset:
-                    self._doubted = (self.offset, self.scores)
-                    return Gap.MISSING
-                first = self.scores  # Asked again, it says the same: its sink counts otherwise.
+                return Gap.MISSING
             scores = scores[self.scores - first :]
         if not (text or scores or row.end is not None or row.tokens > self.tokens):
             return Gap.KNOWN

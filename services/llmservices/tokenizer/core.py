@@ -30,7 +30,7 @@ class TextRow(msgspec.Struct, frozen=True, gc=False):
     offset: int
     text: str
     tokens: int
-    """Generated tokens up to and including this row."""
+    """Generated tokens up to and including this row; where scores are wanted, the scored ones."""
     end: StreamEnd | None = None
     at: int | None = None
     """The last position of the thread, where a stop string ended it: for ThreadEnd."""
@@ -91,6 +91,15 @@ class SinkThread:
     def tokens(self) -> int:
         """Generated tokens so far."""
         return self._next - self.prompt_tokens
+
+    @property
+    def delivered_tokens(self) -> int:
+        """As rows count them: where scores are wanted, those whose score was released, so that a
+        client can tell which scores of a row it has.
+        """
+        if not self.state.wants_scores:
+            return self.tokens
+        return self._scores_base + len(self._scores)
 
     @property
     def kept_bytes(self) -> int:
@@ -203,7 +212,8 @@ class SinkThread:
         )
         prompt_scores = self._prompt_scores if offset == 0 and scores == 0 else None
         at = self._next - 1 if self.end is not None and self.end.stop is not None else None
-        return TextRow(offset, rest.decode(), self.tokens, self.end, at, kept, prompt_scores)
+        delivered = self.delivered_tokens
+        return TextRow(offset, rest.decode(), delivered, self.end, at, kept, prompt_scores)
 
     def check(self) -> None:
         """Assert the invariants."""
@@ -245,13 +255,14 @@ class SinkThread:
             self._emitted += len(data)
         if has_token:
             self._emitted_after.append(self._emitted)
+        released = self._released()
         return TextRow(
             offset,
             text,
-            self.tokens,
+            self.delivered_tokens,
             self.end,
             self._next - 1 if stopped else None,
-            self._released(),
+            released,
             self._prompt_scores if has_prompt_scores else None,
         )
 
@@ -270,7 +281,8 @@ class SinkThread:
             released.append(score)
         if self.end is not None:
             self._waiting.clear()
-        self._scores.extend((self.tokens, score) for score in released)
+        delivered = self.delivered_tokens + len(released)
+        self._scores.extend((delivered, score) for score in released)
         return released or None
 
     def _ended(self, end: int, stop: str | None, error: str) -> StreamEnd:

@@ -144,8 +144,8 @@ def test_scores_wait_for_their_text(vocabularies: Vocabularies) -> None:
     first = TextScore("a", a, -1.0, ["b"], [b], [-2.0], 0)
     second = TextScore("b", b, -0.5, offset=1)
     third = TextScore("b", b, -0.25, offset=2)
-    assert thread.push(2, a, score=TokenScore(a, -1.0, [b], [-2.0])) == TextRow(0, "", 1)
-    assert thread.push(3, b, score=TokenScore(b, -0.5)) == TextRow(0, "", 2)
+    assert thread.push(2, a, score=TokenScore(a, -1.0, [b], [-2.0])) == TextRow(0, "", 0)
+    assert thread.push(3, b, score=TokenScore(b, -0.5)) == TextRow(0, "", 0)
     row = thread.push(4, b, score=TokenScore(b, -0.25))
     assert row == TextRow(0, "abb", 3, scores=[first, second, third])
     assert thread.since(0).scores == [first, second, third]
