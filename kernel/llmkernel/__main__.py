@@ -10,6 +10,7 @@ import uvloop
 from libllm.config import Home, ProcessEnvironment, SystemConfig
 from llmproto import init
 from llmproto.errors import RemoteError
+from llmproto.operation import DeviceRow
 
 from libllm import logs
 from llmkernel import facts
@@ -63,6 +64,7 @@ async def serve(
     link: Link,
     promoted: init.Promoted,
     logger: structlog.typing.FilteringBoundLogger,
+    devices: tuple[DeviceRow, ...],
 ) -> None:
     """Be the kernel until told to end."""
     started = time.monotonic()
@@ -72,7 +74,6 @@ async def serve(
     journal, state = replay(home, config, link, synced)
     for notice in journal.notices:
         logger.warning("journal", notice=notice)
-    devices = tuple(detect())
     shell = Shell(
         Kernel(state),
         journal=journal,
@@ -113,11 +114,12 @@ def main() -> None:
     logger = logs.configure("kernel")
     assert environment.init_fd is not None, "the kernel is started by init"
     link = Link.inherited(environment.init_fd)
+    devices = tuple(detect())  # a GPU's driver may take its time: a standby has that behind it
     promoted = await_promotion(link, environment.lifeline_fd)
     link.send(init.KernelBeat())
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(environment, link, promoted, logger))
+            runner.run(serve(environment, link, promoted, logger, devices))
     except RemoteError as error:
         logger.critical("cannot start", kind=error.kind.value, detail=error.detail)
         sys.exit(78)

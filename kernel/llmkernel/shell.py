@@ -295,7 +295,7 @@ class Shell:
         """Rewrite what is live at the head, a little each turn; then drop what lies before."""
         if self._compaction is None:
             threshold = max(COMPACT_BYTES, 2 * self._live_bytes)
-            if self._journal.bytes_used <= threshold:
+            if self._journal.bytes_used <= threshold or not self._journal.can_mark:
                 return
             head = self._journal.mark()
             self._compaction = (head, self._kernel.tables.state.live())

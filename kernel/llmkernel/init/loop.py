@@ -39,6 +39,8 @@ from llmkernel.init.stop import Phase, Stopping
 
 QUIET_S: Final = 0.05
 """The image is imported when nothing was started for so long."""
+UNASKED_S: Final = 1.0
+"""Under a kernel that starts nothing it waits so long: importing holds up whoever asks next."""
 HOUSEKEEPING_S: Final = 5.0
 ENDING_POLL_S: Final = 0.02
 GAP_S: Final = 0.25
@@ -322,10 +324,12 @@ class Init:
         return Seat(pid, link)
 
     def _image_due_s(self) -> float | None:
-        """The kernel is up and nothing was started for a moment."""
+        """The kernel is up, has started what it starts at once, and nothing more for a moment."""
         ruling = self._kernels.ruling
         if self._image.loaded or ruling is None or not ruling.beaten:
             return None
+        if self._busy_s < ruling.promoted_s and not self._waiting:
+            return ruling.promoted_s + UNASKED_S
         return max(self._busy_s, ruling.promoted_s) + QUIET_S
 
     def _load_image(self) -> None:
