@@ -27,7 +27,9 @@ class Commits:
         """Commit each row whose residency is current and whose position is the next one."""
         t = self._t
         columns = (step.threads, step.residencies, step.positions, step.tokens, step.ends)
-        if len({len(column) for column in columns}) != 1:
+        sides = (step.scores, step.prompt_scores)
+        lengths = {len(column) for column in (*columns, *sides) if column is not None}
+        if len(lengths) != 1:
             t.log("error", "stepped with uneven columns", process=process.name)
             return
         process.moved_ns = t.now_ns

@@ -50,15 +50,14 @@ class Poison:
         if not suspects:
             return []
         current = self.current
-        if current is not None:
-            # Only the trial ran; what of it was in this step is guilty, the rest is tried again.
+        self.cleared = {}
+        if current is not None and any(thread in suspects for thread in current):
+            # What of the trial was in this step is guilty, the rest is tried again.
             self.trials.pop(0)
-            guilty = {t: p for t, p in suspects.items() if t in current}
-            rest = tuple(t for t in current if t not in guilty and t not in self.cleared)
-            self.cleared = {}
+            rest = tuple(t for t in current if t not in suspects)
             if rest:
                 self.trials.insert(0, rest)
-            suspects = guilty or suspects
+            suspects = {t: p for t, p in suspects.items() if t in current}
         if len(suspects) > 1:
             self._split(tuple(suspects))
             return []
@@ -72,18 +71,20 @@ class Poison:
         if count >= limits.STRIKES_MAX or self.alone_deaths[thread] >= limits.ALONE_DEATHS_MAX:
             self.forget(thread)
             return [thread]
-        self.trials.insert(0, (thread,))
+        self._try_only_in((thread,))
         return []
 
+    def _try_only_in(self, *trials: Trial) -> None:
+        """These trials come next; a thread that is tried already is not tried twice."""
+        known = dict.fromkeys(thread for trial in trials for thread in trial)
+        others = (tuple(t for t in trial if t not in known) for trial in self.trials)
+        self.trials = [*trials, *(trial for trial in others if trial)]
+
     def _split(self, suspects: Trial) -> None:
-        known = dict.fromkeys(suspects)
-        # A thread that is tried already is not tried twice.
-        trials = (tuple(t for t in trial if t not in known) for trial in self.trials)
-        self.trials = [trial for trial in trials if trial]
         middle = len(suspects) // 2
         first, second = suspects[:middle], suspects[middle:]
         self._halves.append((first, second))
-        self.trials[:0] = [first, second]
+        self._try_only_in(first, second)
 
     def committed(self, thread: bytes) -> bool:
         """A thread committed a position: its strikes there are void.  True when that ended the

@@ -44,6 +44,11 @@ class Queue:
     def __contains__(self, thread: Thread) -> bool:
         return thread.id in self._waiting
 
+    @property
+    def entries(self) -> int:
+        """What is kept in all, entries of threads that left included."""
+        return sum(map(len, self._heaps.values()))
+
     def push(self, thread: Thread) -> None:
         """It wants to run; pushing again after a renice moves it."""
         key = urgency(thread)

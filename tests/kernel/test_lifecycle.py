@@ -1,9 +1,11 @@
 """Threads are admitted, paused, ended and forgotten."""
 
+from typing import Any
+
 import pytest
 from llmkernel.events import JournalRoom, Record, Send, Start
 from llmkernel.facts import ThreadAdmitted, ThreadEnded, ThreadsForgotten, decode
-from llmkernel.testkit import MS, Peer, Rig, numbered, spawn_of
+from llmkernel.testkit.rig import MS, Peer, Rig, numbered, spawn_of
 from llmproto import limits, wire
 from llmproto.base import Message
 from llmproto.connection import Failed, Goodbye
@@ -141,7 +143,7 @@ def test_a_spawn_without_its_request_is_unavailable() -> None:
         ),
     ],
 )
-def test_admission_refuses_with_numbers(changes: dict[str, object], numbers: list[str]) -> None:
+def test_admission_refuses_with_numbers(changes: dict[str, Any], numbers: list[str]) -> None:
     rig, client, tokenizer = boot()
     long = ModelEntry(
         name="long",
@@ -251,6 +253,7 @@ def test_the_sink_ends_a_thread_and_cuts_it() -> None:
     for token in (7, 8, 9):
         step(rig, executor, thread, token)
     residency = rig.thread(thread).residency
+    assert residency is not None
     tokenizer.say(ThreadEnd(thread, 4))
     assert executor.said == [Drop([residency])]
     row = rig.thread(thread)
@@ -293,6 +296,7 @@ def test_cancel_ends_within_the_event() -> None:
     thread = rig.spawn(client, tokenizer, KEY)
     executor = rig.executor()
     residency = rig.thread(thread).residency
+    assert residency is not None
     assert client.say(ThreadCancel(thread)) == [Done()]
     assert executor.said == [Drop([residency])]
     assert tokenizer.said == [Committed([thread], [3], [None], [END_CANCEL])]
@@ -391,7 +395,7 @@ def test_an_ended_resumable_thread_is_kept_until_its_time_is_over() -> None:
 
 
 def test_a_generate_is_passed_on_with_source_and_tenant() -> None:
-    rig, client, tokenizer = boot()
+    _, client, tokenizer = boot()
     client.say(Generate(key=KEY, prompt="x"), target="tokenizer")
     ((header, message),) = tokenizer.heard
     assert (header.source, header.tenant) == (client.session, 1)
