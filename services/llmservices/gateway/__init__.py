@@ -1,0 +1,1 @@
+"""The gateway: the OpenAI API over HTTP, metrics, health, streams that can be resumed."""
