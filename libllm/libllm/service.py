@@ -14,10 +14,12 @@ of a service's process stands here.
 """
 
 import asyncio
+import contextlib
 import inspect
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -26,7 +28,8 @@ from llmproto import limits
 from llmproto.base import Header, Message
 from llmproto.connection import Failed
 from llmproto.errors import ErrorKind, RemoteError
-from llmproto.operation import ProcessStarted
+from llmproto.operation import Note, ProcessStarted
+from llmproto.threads import Done
 
 from libllm import logs
 from libllm.config import ProcessEnvironment
@@ -48,6 +51,10 @@ from libllm.events import (
 from libllm.peer import Peer, new_hello
 from libllm.port import Port
 
+EXIT_CANNOT_START: Final = 1
+"""Something outside is in the way, such as a port that is taken."""
+NOTE_NS: Final = 2_000_000_000
+"""How long a process that cannot start waits for the kernel to hear why."""
 EXIT_BROKEN: Final = 70
 """sysexits.h EX_SOFTWARE: an invariant broke."""
 EXIT_REFUSED: Final = 77
@@ -120,7 +127,7 @@ class Service:
 
     async def start(self) -> None:
         """Load what is needed; runs beside the handlers, and when it returns the service counts as
-        ready."""
+        ready. RemoteError: it cannot start, and its detail tells people why."""
 
     def address(self) -> str:
         """Where it can be reached from outside, once ready."""
@@ -202,11 +209,22 @@ class Serving:
     async def _start(self) -> None:
         try:
             await self.service.start()
+        except RemoteError as error:
+            await self._cannot_start(error)
+            return
         except Exception as error:
             self.broke(error)
             return
         self._is_ready = True
         self.port.send(ProcessStarted(self.service.address()))
+
+    async def _cannot_start(self, error: RemoteError) -> None:
+        """Something outside is not as the service needs it: people are told what, no trace."""
+        self.logger.error("cannot_start", kind=error.kind, detail=error.detail)
+        deadline_ns = time.monotonic_ns() + NOTE_NS
+        with contextlib.suppress(RemoteError):
+            await self.port.call(Note(error.detail), Done, deadline_ns=deadline_ns)
+        self.end(EXIT_CANNOT_START)
 
     async def _stop(self, stop: asyncio.Event) -> None:
         await stop.wait()

@@ -25,7 +25,7 @@ class KernelPort(Port):
     def _answer(self, event: Event) -> None:
         if isinstance(event, Call):
             answer = self._answers[type(event.message)]
-            asyncio.get_running_loop().call_soon(self.answered, Answer(event.call, answer))
+            asyncio.get_running_loop().call_soon(self.deliver, Answer(event.call, answer))
 
 
 async def test_reports_and_the_kernel_make_one_text() -> None:
