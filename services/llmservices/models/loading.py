@@ -3,18 +3,29 @@
 The Hugging Face folder is the format.  Never runs code from the folder and never unpickles.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
 
-from llmservices.models import llama
+from llmservices.models import gemma, gpt2, gpt_neox, llama
 from llmservices.models.decoder import Decoder
 from llmservices.models.folder import Config, Tensors, read_config
+from llmservices.models.spec import DecoderSpec
 
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_ReadSpec = Callable[[Config], DecoderSpec]
+_Build = Callable[[DecoderSpec, Config, Tensors], Decoder]
+_FAMILIES: dict[str, tuple[_ReadSpec, _Build]] = {
+    **dict.fromkeys(llama.FAMILIES, (llama.read_spec, llama.build)),
+    **dict.fromkeys(gemma.FAMILIES, (gemma.read_spec, gemma.build)),
+    **dict.fromkeys(gpt2.FAMILIES, (gpt2.read_spec, gpt2.build)),
+    **dict.fromkeys(gpt_neox.FAMILIES, (gpt_neox.read_spec, gpt_neox.build)),
+}
 
 
 class Model(Protocol):
@@ -58,9 +69,9 @@ def load(folder: Path, *, dtype: DtypeChoice = "auto", device: torch.device) -> 
         torch.inference_mode(),
         Tensors(folder, dtype=_wanted(config, dtype), device=device) as tensors,
     ):
-        if family in llama.FAMILIES:
-            spec = llama.read_spec(config)
-            return llama.build(spec, config, tensors)
+        if family in _FAMILIES:
+            read_spec, build = _FAMILIES[family]
+            return build(read_spec(config), config, tensors)
     raise config.error(f"model_type {family!r} is not supported")
 
 
@@ -71,6 +82,3 @@ def _wanted(config: Config, dtype: DtypeChoice) -> torch.dtype:
     if name not in _DTYPES:
         raise config.error(f"dtype {name!r} is not supported; one of {', '.join(_DTYPES)} is")
     return _DTYPES[name]
-
-
-__all__ = ["Decoder", "DtypeChoice", "Model", "load"]

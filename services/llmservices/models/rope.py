@@ -19,9 +19,10 @@ class Rope(msgspec.Struct, frozen=True):
     inverse_frequencies: list[float]
     scale: float = 1.0
 
-    @property
-    def dims(self) -> int:
-        return 2 * len(self.inverse_frequencies)
+    @classmethod
+    def plain(cls, base: float, dims: int) -> "Rope":
+        """Without any scaling."""
+        return cls(_plain(base, dims))
 
     def tables(
         self, positions: int, dtype: torch.dtype, device: torch.device
@@ -48,7 +49,7 @@ def read_rope(
     else:
         base = config.number("rope_theta", base_default)
         if "rope_scaling" not in config:
-            return Rope(_plain(base, dims))
+            return Rope.plain(base, dims)
         settings = config.nested("rope_scaling")
     return scaled(config, settings, base, dims)
 
@@ -58,7 +59,7 @@ def scaled(config: Config, settings: Config, base: float, dims: int) -> Rope:
     kind = settings.text("rope_type", settings.text("type", "default"))
     match kind:
         case "default":
-            return Rope(_plain(base, dims))
+            return Rope.plain(base, dims)
         case "linear":
             factor = settings.number("factor")
             return Rope([f / factor for f in _plain(base, dims)])
