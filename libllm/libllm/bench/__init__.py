@@ -1,0 +1,1 @@
+"""Measurements of a running system; what `llmos bench` starts."""

@@ -1,0 +1,35 @@
+"""What the processes of a system have used, as the operating system counts it (Linux)."""
+
+import os
+import resource
+from pathlib import Path
+
+import msgspec
+from llmproto.operation import ProcessRow
+
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+class Used(msgspec.Struct, frozen=True):
+    """Of one process, since it began."""
+
+    cpu_s: float
+    """User and system time."""
+    resident_bytes: int
+
+
+def used(pid: int) -> Used:
+    """What a living process has used; its threads included."""
+    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    rows = Path(f"/proc/{pid}/schedstat")
+    cpu_s = (int(stat[11]) + int(stat[12])) * _TICK_S
+    tasks = list(rows.parent.glob("task/*/schedstat"))
+    if tasks:  # nanoseconds, where the kernel keeps them; ticks are 10 ms
+        cpu_s = sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+    resident = int(stat[21]) * resource.getpagesize()
+    return Used(cpu_s, resident)
+
+
+def by_name(rows: list[ProcessRow]) -> dict[str, Used]:
+    """Of every process that has a pid."""
+    return {row.name: used(row.pid) for row in rows if row.pid is not None}
