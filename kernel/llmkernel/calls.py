@@ -446,14 +446,10 @@ class Calls:
         if key is None:
             raise RemoteError(ErrorKind.DENIED, "this API key is not known")
         tenant = self._t.tenant(f"key:{key.name}")
-        handles = asker.session.handles
-        for handle, known in handles.items():  # at most one for each key
-            if known == (tenant, key.operator):
-                return KeyPresented(handle, key.name, key.operator)
-        asker.session.handles_given += 1
-        handle = asker.session.handles_given
-        handles[handle] = (tenant, key.operator)
-        return KeyPresented(handle, key.name, key.operator)
+        # The tenant's own number: a gateway that presents its keys to the next kernel, in whatever
+        # order, gets back the handles that its unanswered requests and its streams cite.
+        asker.session.handles[tenant] = (tenant, key.operator)
+        return KeyPresented(tenant, key.name, key.operator)
 
     def _add_key(self, asker: Asker, call: KeyAdd) -> Message:
         t = self._t
@@ -486,10 +482,9 @@ class Calls:
             raise RemoteError(ErrorKind.STALE, f"there is no key named {call.name!r}")
         t.record(KeyRemoved(call.name))
         tenant = t.state.tenant_ids.get(f"key:{call.name}")
-        for session in t.sessions.by_id.values():
-            for handle, known in list(session.handles.items()):
-                if known[0] == tenant:
-                    del session.handles[handle]
+        if tenant is not None:
+            for session in t.sessions.by_id.values():
+                session.handles.pop(tenant, None)
         return Done()
 
     def _keys(self, asker: Asker, call: KeysAsk) -> Message:

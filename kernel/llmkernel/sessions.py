@@ -16,7 +16,6 @@ class Session:
         "beat",
         "beat_ns",
         "handles",
-        "handles_given",
         "id",
         "incarnation",
         "lost",
@@ -57,8 +56,6 @@ class Session:
         """It has listed what it holds since it was welcomed."""
         self.handles: dict[int, tuple[int, bool]] = {}
         """Gateway: handle -> (tenant, operator)."""
-        self.handles_given = 0
-        """Numbers of handles are never used again."""
         self.requests: dict[bytes, None] = {}
         """Ids of its requests in flight, in order."""
 
