@@ -9,12 +9,11 @@ from typing import TypeVar
 import pytest
 import zmq
 import zmq.asyncio
+from libllm.config import Home
 from llmproto import wire
 from llmproto.base import Header, Message
-from llmproto.connection import Beat, Hello, Welcome
+from llmproto.connection import Hello, Welcome
 from llmproto.kinds import KIND_OF
-
-from libllm.config import Home
 
 MessageT = TypeVar("MessageT", bound=Message)
 PATIENCE_S = 20.0
@@ -28,7 +27,7 @@ class FakeKernel:
         self.epoch = 0
         self.greets = True
         self.hellos: list[Hello] = []
-        self.beats: list[Beat] = []
+        self.heard: list[type[Message]] = []
         self.inbox: asyncio.Queue[tuple[Header, Message]] = asyncio.Queue()
         self._peer = b""
         self._task: asyncio.Task[None] | None = None
@@ -51,7 +50,9 @@ class FakeKernel:
             self._socket.close()
             self._context.term()
 
-    def say(self, message: Message, *, answers: Header | None = None, source: bytes = b"") -> Header:
+    def say(
+        self, message: Message, *, answers: Header | None = None, source: bytes = b""
+    ) -> Header:
         """Send to the peer that spoke last."""
         header = Header(
             version=1,
@@ -77,8 +78,7 @@ class FakeKernel:
             self._peer, *frames = await self._socket.recv_multipart()
             header = wire.decode_header(frames)
             message = wire.decode_body(header.kind, frames[1])
-            if isinstance(message, Beat):
-                self.beats.append(message)
+            self.heard.append(type(message))
             if isinstance(message, Hello):
                 self.hellos.append(message)
                 if self.greets:

@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-from llmproto.errors import ErrorKind, RemoteError
-
 from libllm.config import (
     Home,
     ProcessEnvironment,
@@ -13,6 +11,7 @@ from libllm.config import (
     child_environment,
     read_key,
 )
+from llmproto.errors import ErrorKind, RemoteError
 
 
 def test_without_a_file_all_is_default(tmp_path: Path) -> None:

@@ -4,11 +4,18 @@ import random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llmproto.generation import StreamEnd, Text, TextScore
-
 from libllm.events import StreamRow
-from libllm.streams import FINISHED_MAX, FINISHED_NS, Finished, FinishedStreams, Gap, Row, Stream
-from libllm.streams import rows_of
+from libllm.streams import (
+    FINISHED_MAX,
+    FINISHED_NS,
+    Finished,
+    FinishedStreams,
+    Gap,
+    Row,
+    Stream,
+    rows_of,
+)
+from llmproto.generation import StreamEnd, Text, TextScore
 
 NAME = bytes(17)
 END = StreamEnd("stop", 3, 2)

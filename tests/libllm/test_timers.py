@@ -2,7 +2,6 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-
 from libllm.timers import Timer, Timers
 
 KEYS = [Timer("request", bytes((number,))) for number in range(4)]

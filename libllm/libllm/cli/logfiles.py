@@ -17,7 +17,7 @@ LINE_BYTES_MAX: Final = 1 << 20
 """A longer line is shown in pieces."""
 TAIL_BYTES_MAX: Final = 8 << 20
 """Looked at for the last lines of a file."""
-_KNOWN: Final = ("timestamp", "process", "level", "event")
+_KNOWN: Final = ("timestamp", "level", "event")
 
 
 class LogLine:
@@ -46,7 +46,9 @@ class LogLine:
             return self.raw
         event = str(self.fields.get("event", ""))
         rest = " ".join(
-            f"{key}={_compact(value)}" for key, value in self.fields.items() if key not in _KNOWN
+            f"{key}={_compact(value)}"
+            for key, value in self.fields.items()
+            if key not in _KNOWN and (key, value) != ("process", self.process)
         )
         return f"{event}  {rest}" if rest else event
 

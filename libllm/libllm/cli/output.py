@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-NARROW = 80
-"""Width where the output is no terminal."""
+UNBROKEN = 10_000
+"""Width where the output is no terminal: a row stays on its line, for grep and awk."""
 
 
 def console() -> "Console":
-    """Standard output for people; without colours, and of a fixed width, when it is no terminal."""
+    """Standard output for people; without colours or folding when it is no terminal."""
     from rich.console import Console
 
-    terminal = sys.stdout.isatty()
-    return Console(width=None if terminal else NARROW, highlight=False, soft_wrap=not terminal)
+    width = None if sys.stdout.isatty() else UNBROKEN
+    return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> "Table":
@@ -76,16 +76,15 @@ def say(line: str) -> None:
 
 
 def duration(milliseconds: int) -> str:
-    """`850 ms`, `12 s`, `4 m 10 s`, `3 h 2 m`, `5 d 1 h`."""
+    """`850ms`, `12s`, `4m10s`, `3h02m`, `5d01h`."""
     if milliseconds < 1000:
-        return f"{milliseconds} ms"
+        return f"{milliseconds}ms"
     seconds = milliseconds // 1000
-    for unit, size, below, below_size in (("d", 86_400, "h", 3600), ("h", 3600, "m", 60)):
-        if seconds >= size:
-            return f"{seconds // size} {unit} {seconds % size // below_size} {below}"
-    if seconds >= 60:
-        return f"{seconds // 60} m {seconds % 60} s"
-    return f"{seconds} s"
+    units = (("d", 86_400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1))
+    for unit, unit_s, part, part_s in units:
+        if seconds >= unit_s:
+            return f"{seconds // unit_s}{unit}{seconds % unit_s // part_s:02}{part}"
+    return f"{seconds}s"
 
 
 def size(count: int) -> str:

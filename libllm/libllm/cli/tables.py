@@ -1,5 +1,6 @@
 """What the kernel tells of itself, as tables and lines for people.  Pure: rows in, text out."""
 
+import datetime
 from collections.abc import Sequence
 
 from llmproto.models import ModelRow
@@ -15,7 +16,7 @@ CLASSES = ("interactive", "normal", "batch", "background")
 def processes(rows: Sequence[ProcessRow]) -> Table:
     """`llmos ps`."""
     return table(
-        ("NAME", "PID", "STATE", "INC", "UPTIME", "LEASE", "THREADS", "DOING"),
+        ("NAME", "PID", "STATE", "INC", "UPTIME", "LEASE", "THR", "DOING"),
         [
             (
                 row.name,
@@ -29,7 +30,7 @@ def processes(rows: Sequence[ProcessRow]) -> Table:
             )
             for row in rows
         ],
-        right="PID INC THREADS",
+        right="PID INC UPTIME THR",
     )
 
 
@@ -57,7 +58,7 @@ def threads(rows: Sequence[ThreadRow]) -> Table:
 def models(rows: Sequence[ModelRow]) -> Table:
     """`llmos models`."""
     return table(
-        ("NAME", "STATE", "CONTEXT", "WEIGHTS", "CHAT", "THREADS", "ARCHITECTURE", "DETAIL"),
+        ("NAME", "STATE", "CONTEXT", "WEIGHTS", "CHAT", "THR", "DETAIL"),
         [
             (
                 row.model.name + ("*" if row.default else ""),
@@ -66,12 +67,11 @@ def models(rows: Sequence[ModelRow]) -> Table:
                 size(row.model.weight_bytes),
                 "yes" if row.model.chat else "no",
                 str(row.threads),
-                row.model.architecture,
                 row.detail or row.path,
             )
             for row in rows
         ],
-        right="CONTEXT WEIGHTS THREADS",
+        right="CONTEXT WEIGHTS THR",
     )
 
 
@@ -103,9 +103,8 @@ def status(found: Status, home: str) -> list[str]:
         + (": FULL, nothing is admitted; make room on its disk" if found.journal_full else ""),
     ]
     lines += [
-        f"  device     {device.name}: {len(device.cores)} cores, "
+        f"  device     {device.name}: {device.detail or f'{len(device.cores)} cores'}; "
         f"{size(device.memory_granted_bytes)} of {size(device.memory_bytes)} granted"
-        + (f", {device.detail}" if device.detail else "")
         for device in found.devices
     ]
     return lines
@@ -114,7 +113,7 @@ def status(found: Status, home: str) -> list[str]:
 def _lease(row: ProcessRow) -> str:
     if row.lease is None:
         return "-"
-    return f"{row.lease.device} {len(row.lease.cores)} cores {size(row.lease.memory_bytes)}"
+    return f"{row.lease.device}:{len(row.lease.cores)} {size(row.lease.memory_bytes)}"
 
 
 def _priority(row: ThreadRow) -> str:
@@ -123,6 +122,4 @@ def _priority(row: ThreadRow) -> str:
 
 
 def _day(seconds: int) -> str:
-    import datetime
-
     return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
