@@ -216,6 +216,9 @@ class Listening:
         """Nothing came for long: wait longer the next time."""
         stream = self._streams[name]
         stream.silences += 1
+        if stream.consumed_tokens:
+            # The silence may be the kernel's, which waits for an acknowledgement that was lost.
+            self._must_ack(now_ns, name, ended=False)
         self._heard(now_ns, name, stream)
 
     def attach(self, name: bytes, request_id: bytes) -> Attach | None:
