@@ -72,7 +72,7 @@ class Commits:
                     tokens.append(token)
                     rows.append(row)
                     members.append(thread)
-                    if position - thread.acked >= limits.CREDIT_TOKENS:
+                    if position - thread.credit_from >= limits.CREDIT_TOKENS:
                         full.append(thread)
                 if position + 1 >= length_max:
                     end = end or END_LENGTH

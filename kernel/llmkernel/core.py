@@ -14,7 +14,7 @@ from llmproto.connection import Beat, Failed, Goodbye, Hello, Working
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.execution import ExecutorReady, GaveBack, LoadFailed, Refused, Stepped
 from llmproto.kinds import KIND_OF
-from llmproto.operation import ProcessStarted
+from llmproto.operation import ProcessStarted, ProcessState
 from llmproto.rights import Right
 from llmproto.threads import END_CANCEL, END_ERROR, SinkAcked, SinkDrop, ThreadEnd, ThreadSpawn
 
@@ -127,6 +127,7 @@ class Kernel:
         for thread in t.state.threads:
             thread.lingering_ns = t.now_ns  # until its reader says Hello
             if not thread.end:
+                thread.credit_from = thread.position
                 self._lifecycle.queue(thread)
         for rejected in event.rejected:
             self._reject(rejected)
@@ -291,7 +292,7 @@ class Kernel:
         if beat.progress != process.progress:
             process.progress = beat.progress
             process.moved_ns = t.now_ns
-        elif not process.residents:
+        elif not process.residents and process.state is ProcessState.READY:
             process.moved_ns = t.now_ns
         settled = t.now_ns - session.welcomed_ns > limits.SESSION_LEASE_MS * MS // 2
         if beat.progress and not session.ready and settled:
@@ -335,6 +336,8 @@ class Kernel:
         for thread in t.state.threads:
             if thread.sink != session.role or (thread.sink_ns > late_ns and not first):
                 continue
+            if first:
+                self._lifecycle.credit_anew(thread)
             known = held.get(thread.id, -1)
             if known < thread.position + (1 if thread.end else 0):
                 self._lifecycle.open_at_sink(thread, session)

@@ -101,13 +101,14 @@ class ThreadChanged(Fact, frozen=True, tag=6):
 
 
 class KeySpent(Fact, frozen=True, tag=7):
-    """A request key whose thread is forgotten: repeating it is STALE until `until_ns`."""
+    """A request key whose thread is forgotten: until `until_ns` repeating it starts nothing."""
 
     tenant: int
     key: bytes
     index: int
     digest: bytes
     until_ns: int
+    thread: bytes = b""
 
 
 class ModelRegistered(Fact, frozen=True, tag=8):

@@ -20,7 +20,7 @@ from llmproto.threads import (
 )
 from llmproto.wire import unpack_tokens
 
-from llmkernel.facts import ThreadAdmitted, ThreadChanged, ThreadEnded, ThreadsForgotten
+from llmkernel.facts import KeySpent, ThreadAdmitted, ThreadChanged, ThreadEnded, ThreadsForgotten
 from llmkernel.placement import NoRoom
 from llmkernel.sessions import Request, Session
 from llmkernel.supervision import Supervision
@@ -60,6 +60,10 @@ class Lifecycle:
         if existing is not None:
             self._again(sink, header, spawn, existing, request)
             return
+        spent = t.state.spent.get((request.tenant, spawn.key, spawn.index))
+        if spent is not None:
+            self._spent(sink, header, spawn, spent)
+            return
         try:
             self._admit(sink, spawn, request)
         except RemoteError as error:
@@ -88,15 +92,19 @@ class Lifecycle:
         self.open_at_sink(thread, sink)
         t.reply(sink, header.id, ThreadSpawned(thread.id, True))
 
+    def _spent(self, sink: Session, header: Header, spawn: ThreadSpawn, spent: KeySpent) -> None:
+        """Its end was consumed before the answer to the request arrived: nothing is left to do.
+        Who never read it finds its stream STALE."""
+        if spawn.digest != spent.digest:
+            detail = f"request key {spawn.key.hex()} was used for another request"
+            self._t.fail(sink, header.id, ErrorKind.INVALID, detail)
+        else:
+            self._t.reply(sink, header.id, ThreadSpawned(spent.thread, True))
+
     def _admit(self, sink: Session, spawn: ThreadSpawn, request: Request) -> None:
         """Raise the refusal that applies, if one does."""
         t = self._t
         t.need_room()
-        spent = t.state.spent.get((request.tenant, spawn.key, spawn.index))
-        if spent is not None:
-            raise RemoteError(
-                ErrorKind.STALE, f"request {spawn.key.hex()} has ended and its end was consumed"
-            )
         registered = t.state.models.get(spawn.model)
         if registered is None:
             names = ", ".join(sorted(t.state.models)) or "none"
@@ -213,7 +221,7 @@ class Lifecycle:
             thread.state = ThreadState.ENDED
         elif thread.suspended:
             thread.state = ThreadState.SUSPENDED
-        elif thread.position - thread.acked >= limits.CREDIT_TOKENS:
+        elif thread.position - thread.credit_from >= limits.CREDIT_TOKENS:
             thread.state = ThreadState.PAUSED
         else:
             thread.state = ThreadState.QUEUED
@@ -372,10 +380,17 @@ class Lifecycle:
             # A stop string that only the sink saw, whose ThreadEnd was lost.
             self.end_by_sink(thread, position)
         thread.acked = max(thread.acked, position)
-        unread = thread.position - thread.acked
+        thread.credit_from = max(thread.credit_from, position)
+        unread = thread.position - thread.credit_from
         if thread.state is ThreadState.PAUSED and unread <= limits.CREDIT_TOKENS // 2:
             self.queue(thread)
         return ended and bool(thread.end)
+
+    def credit_anew(self, thread: Thread) -> None:
+        """What its reader had consumed may have been lost on the way: count from here."""
+        thread.credit_from = thread.position
+        if thread.state is ThreadState.PAUSED:
+            self.queue(thread)
 
     # --- sinks ------------------------------------------------------------------------------------
 

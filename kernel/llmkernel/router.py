@@ -285,8 +285,15 @@ class Router:
     # --- leases -----------------------------------------------------------------------------------
 
     def expire(self) -> None:
-        """Sessions that have not beaten for their lease are over."""
+        """Sessions that have not beaten for their lease are over; so are requests that nobody has
+        repeated or answered for very long."""
         t = self._t
+        old_ns = t.now_ns - limits.RESUME_MS_MAX * MS
+        while t.sessions.requests:
+            oldest = next(iter(t.sessions.requests.values()))
+            if oldest.asked_ns >= old_ns:
+                break
+            t.sessions.answer(oldest.id)
         before_ns = t.now_ns - limits.SESSION_LEASE_MS * MS
         for session in [s for s in t.sessions.by_id.values() if s.beat_ns < before_ns]:
             process = t.processes.by_name.get(session.process or "")

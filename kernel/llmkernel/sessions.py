@@ -96,6 +96,7 @@ class SessionTable:
         self.by_id: dict[bytes, Session] = {}
         self.by_service: dict[str, dict[bytes, Session]] = {}
         self.requests: dict[bytes, Request] = {}
+        """In flight, in the order of `asked_ns`."""
 
     def insert(self, session: Session) -> None:
         """A peer was welcomed."""

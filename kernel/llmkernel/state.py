@@ -125,9 +125,8 @@ class State:
         for thread_id in fact.threads:
             thread = self.threads.remove(thread_id)
             if thread is not None:
-                self._spend(
-                    KeySpent(thread.tenant, thread.key, thread.index, thread.digest, until_ns)
-                )
+                key, index, digest = thread.key, thread.index, thread.digest
+                self._spend(KeySpent(thread.tenant, key, index, digest, until_ns, thread.id))
         while self._spent_until:
             until_ns, place = self._spent_until[0]
             if until_ns > fact.now_ns and len(self.spent) <= limits.KEYS_SPENT_MAX:

@@ -26,6 +26,7 @@ class Thread:
     __slots__ = (
         "acked",
         "admitted_ns",
+        "credit_from",
         "deadline_ns",
         "detail",
         "digest",
@@ -95,7 +96,9 @@ class Thread:
         self.residencies = 0
         self.strikes = 0
         self.acked = self.prompt_tokens - 1
-        """Highest position that its reader has consumed."""
+        """Highest position that its reader has consumed, as far as is known."""
+        self.credit_from = self.acked
+        """From where what is unread is counted: credit starts anew with every kernel and sink."""
         self.run_ns = OLD
         """When its Run was last sent."""
         self.sink_ns = OLD

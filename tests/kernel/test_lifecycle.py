@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from llmkernel.events import JournalRoom, Record, Send, Start
 from llmkernel.facts import ThreadAdmitted, ThreadEnded, ThreadsForgotten, decode
-from llmkernel.testkit.rig import MS, Peer, Rig, numbered, spawn_of
+from llmkernel.testkit.rig import MS, Peer, Rig, executor_ready, numbered, spawn_of
 from llmproto import limits, wire
 from llmproto.base import Message
 from llmproto.connection import Failed, Goodbye
@@ -13,7 +13,7 @@ from llmproto.errors import ErrorKind
 from llmproto.execution import Drop, Run, Stepped
 from llmproto.generation import Generate, Sampling, TokenScore
 from llmproto.models import ModelEntry, ModelRegister
-from llmproto.operation import DeviceRow, ThreadState
+from llmproto.operation import DeviceRow, ProcessStarted, ThreadState
 from llmproto.threads import (
     END_CANCEL,
     END_ERROR,
@@ -98,16 +98,18 @@ def test_the_same_key_with_other_content_is_invalid() -> None:
     assert kind is ErrorKind.INVALID and KEY.hex() in detail
 
 
-def test_a_spent_key_is_stale() -> None:
+def test_a_spent_key_starts_nothing() -> None:
     rig, client, tokenizer = boot()
     thread = rig.spawn(client, tokenizer, KEY)
     tokenizer.say(ThreadCancel(thread))
     tokenizer.say(SinkAcked([thread], [2], [True]))
     assert thread not in rig.kernel.tables.state.threads.by_id
-    kind, _ = refusal(tokenizer.say(spawn_of(KEY), cause=rig.ask(client, tokenizer)))
-    assert kind is ErrorKind.STALE
+    again = tokenizer.say(spawn_of(KEY), cause=rig.ask(client, tokenizer))
+    assert again == [ThreadSpawned(thread, True)]
+    other = tokenizer.say(spawn_of(KEY, digest=b"e" * 16), cause=rig.ask(client, tokenizer))
+    assert refusal(other)[0] is ErrorKind.INVALID
     rig.restart()
-    assert rig.kernel.tables.state.spent[(1, KEY, 0)].digest == b"d" * 16
+    assert rig.kernel.tables.state.spent[(1, KEY, 0)].thread == thread
 
 
 def test_a_spawn_without_its_request_is_unavailable() -> None:
@@ -400,3 +402,24 @@ def test_a_generate_is_passed_on_with_source_and_tenant() -> None:
     ((header, message),) = tokenizer.heard
     assert (header.source, header.tenant) == (client.session, 1)
     assert message == Generate(key=KEY, prompt="x")
+
+
+def test_credit_starts_anew_with_a_kernel_and_with_a_sink() -> None:
+    rig, client, tokenizer = boot()
+    thread = rig.spawn(client, tokenizer, KEY, output_tokens_max=1000)
+    executor = rig.executor()
+    for _ in range(limits.CREDIT_TOKENS):
+        step(rig, executor, thread)
+    assert rig.thread(thread).state is ThreadState.PAUSED
+    children = (rig.tokenizer_child, rig.executor_child)
+    rig.restart(children=children)
+    assert rig.thread(thread).state is ThreadState.QUEUED
+    executor.greet(rig.executor_child)
+    executor.say(executor_ready("m"))
+    for _ in range(limits.CREDIT_TOKENS):
+        step(rig, executor, thread)
+    assert rig.thread(thread).state is ThreadState.PAUSED
+    tokenizer.greet(rig.tokenizer_child)
+    tokenizer.say(ProcessStarted())
+    assert tokenizer.the(SinkOpen).acked == 2
+    assert rig.thread(thread).state is ThreadState.RUNNING

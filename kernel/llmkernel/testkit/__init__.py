@@ -1,1 +1,1 @@
-"""Tests against the real core, without sockets and processes: a kernel in memory, a simulated world."""
+"""For tests against the real core: a kernel in memory, and a simulated world around it."""

@@ -1,0 +1,196 @@
+"""One seed, one run: what is asked, what dies when, and what must hold at the end."""
+
+import random
+from typing import Final
+
+import msgspec
+
+from llmkernel.testkit.client import FakeClient, Reading
+from llmkernel.testkit.executor import FakeExecutor
+from llmkernel.testkit.oracle import HANGS, PAIR, POISON
+from llmkernel.testkit.tokenizer import FakeTokenizer
+from llmkernel.testkit.world import SIGKILL, Network, World
+
+NETWORKS: Final = (
+    Network(),
+    Network(slow=0.05),
+    Network(slow=0.05, lost=0.03, twice=0.03),
+    Network(slow=0.1, lost=0.02, twice=0.05, reordered=0.2),
+)
+ASKING_MS: Final = 1500
+DYING_MS: Final = 2500
+HEALED_MS: Final = 90_000
+"""Virtual time within which everything ends once nothing is disturbed any more."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a run came to."""
+
+    events: int
+    """That the kernel handled."""
+    trace: bytes
+    """Digest of every effect."""
+    kernels: int
+
+
+class Scenario:
+    """A world with requests and deaths, all drawn from one seed."""
+
+    def __init__(self, seed: int, *, checks: bool = True) -> None:
+        self.chance = random.Random(seed)
+        chance = self.chance
+        self.world = World(seed, network=chance.choice(NETWORKS), checks=checks)
+        self.world.programs = {"tokenizer": FakeTokenizer, "executor": FakeExecutor}
+        slow = chance.choice((1.0, 1.0, 1.0, 30.0))
+        self.clients = [FakeClient(self.world, slow=slow) for _ in range(chance.randint(1, 3))]
+        self._plan()
+
+    def _plan(self) -> None:
+        world, chance = self.world, self.chance
+        world.after(0, world.boot)
+        bad = chance.choice((0, 0, 0, 0, 0, POISON, POISON, PAIR, HANGS))
+        requests = chance.randint(4, 9)
+        for number in range(requests):
+            first = 0
+            if bad and (number == 0 or (number == 1 and bad == PAIR)):
+                first = bad
+            world.after(chance.uniform(5, ASKING_MS), lambda first=first: self._ask(first))  # type: ignore[misc]
+        for _ in range(chance.randint(0, 2)):
+            self._later(lambda: world.crash_kernel(after_ms=chance.uniform(20, 400)))
+        for role in ("executor", "tokenizer"):
+            for _ in range(chance.choice((0, 0, 1, 1, 2))):
+                self._later(lambda role=role: self._kill(role))  # type: ignore[misc]
+        for _ in range(chance.randint(0, 3)):
+            self._later(self._cut)
+        if chance.random() < 0.2:
+            self._later(self._stop)
+        if chance.random() < 0.3:
+            self._later(self._lose_effects)
+        if len(self.clients) > 1 and chance.random() < 0.4:
+            self._later(self._kill_client)
+        for _ in range(chance.randint(0, 2)):
+            self._later(self._cancel)
+
+    def _later(self, what: object) -> None:
+        assert callable(what)
+        self.world.after(self.chance.uniform(20, DYING_MS), what)
+
+    # --- what is done -----------------------------------------------------------------------------
+
+    def _ask(self, first: int) -> None:
+        chance = self.chance
+        living = [client for client in self.clients if client.alive]
+        prompt = [first or chance.randint(0, 600)]
+        prompt += [chance.randint(0, 999) for _ in range(chance.randint(0, 20))]
+        plain = not first
+        chance.choice(living).generate(
+            prompt,
+            output_tokens_max=chance.choice((0, 1, 8, 40, 80)) if plain else 12,
+            stop=chance.choice(("", "", "q", "e", "é")) if plain else "",
+            choices=chance.choice((1, 1, 1, 2, 3)) if plain else 1,
+            seed=chance.randint(0, 9),
+            deadline_ms=chance.choice((None, None, None, 700)) if plain else None,
+            resumable=chance.random() < 0.3,
+            model=chance.choice((None, None, "m", "o")) if plain else "m",
+        )
+
+    def _kill(self, role: str) -> None:
+        mine = [node for node in self.world.children.values() if node.child.spec.role == role]
+        if mine:
+            self.world.signal(self.chance.choice(mine).child.pid, SIGKILL)
+
+    def _stop(self) -> None:
+        children = list(self.world.children.values())
+        if children:
+            self.chance.choice(children).stopped = True
+
+    def _cut(self) -> None:
+        nodes = list(self.world.by_peer.values())
+        if nodes:
+            self.chance.choice(nodes).disconnect()
+
+    def _lose_effects(self) -> None:
+        self.world.lose_effects = True
+
+    def _kill_client(self) -> None:
+        victim = self.clients[0]
+        victim.die()
+        heir = next(client for client in self.clients if client.alive)
+        for stream, reading in victim.streams.items():
+            asked = any(g.key == stream[:16] for g in victim.opened.values())
+            if not reading.over and not asked and not reading.deadline:
+                self.world.after(
+                    self.chance.uniform(5, 500),
+                    lambda s=stream, r=reading: heir.resume(s, r),  # type: ignore[misc]
+                )
+
+    def _cancel(self) -> None:
+        streams: list[tuple[FakeClient, bytes, Reading]] = [
+            (client, stream, reading)
+            for client in self.clients
+            if client.alive
+            for stream, reading in client.streams.items()
+            if not reading.over
+        ]
+        if streams:
+            client, stream, _ = self.chance.choice(streams)
+            client.cancel(stream)
+
+    # --- what must hold ---------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """All of it; raises AssertionError where a promise is broken."""
+        world = self.world
+        world.run(DYING_MS + 100)
+        world.network = Network()
+        world.lose_effects = False
+        world.run(HEALED_MS, until=self._settled)
+        unread = [
+            (stream.hex(), reading.text, reading.twin)
+            for client in self.clients
+            if client.alive
+            for stream, reading in client.streams.items()
+            if not reading.over
+        ]
+        assert not unread, unread
+        assert self._settled(), self._left()
+        assert world.replayed().digest() == self._kernel_digest()
+        assert world.kernel is not None
+        world.kernel.check()
+        return Outcome(world.events, world.trace.digest(), world.epoch)
+
+    def _kernel_digest(self) -> bytes:
+        assert self.world.kernel is not None
+        return self.world.kernel.tables.state.digest()
+
+    def _settled(self) -> bool:
+        """Everybody has what they asked for, and nothing of it is left anywhere."""
+        world = self.world
+        if world.kernel is None or not all(client.done for client in self.clients):
+            return False
+        return not any(self._left().values())
+
+    def _left(self) -> dict[str, list[object]]:
+        world = self.world
+        assert world.kernel is not None
+        t = world.kernel.tables
+        return {
+            "threads": list(t.state.threads.by_id),
+            "residents": [r for p in t.processes.by_name.values() for r in p.residents],
+            "requests": list(t.sessions.requests),
+            "queue": [*t.queue.models()],
+            "executors": [
+                node.residents
+                for node in world.children.values()
+                if isinstance(node, FakeExecutor) and node.residents
+            ],
+            "sinks": [
+                node.by_thread
+                for node in world.children.values()
+                if isinstance(node, FakeTokenizer) and (node.by_thread or node.by_stream)
+            ],
+            "dead": [s.id for s in t.sessions.by_id.values() if not self._lives(s.id)],
+        }
+
+    def _lives(self, session: bytes) -> bool:
+        return any(node.alive and node.hello.session == session for node in self.world.nodes)
