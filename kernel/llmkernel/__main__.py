@@ -13,8 +13,9 @@ from llmproto.errors import RemoteError
 from llmproto.operation import DeviceRow
 
 from libllm import logs
-from llmkernel import facts
+from llmkernel import turns
 from llmkernel.boot import core_config
+from llmkernel.compaction import Compaction
 from llmkernel.core import Kernel
 from llmkernel.devices import detect
 from llmkernel.events import Restarted
@@ -25,7 +26,8 @@ from llmkernel.shell import Clock, Shell
 from llmkernel.standby import await_promotion
 from llmkernel.state import State
 
-REPLAYED_BETWEEN_BEATS = 10_000
+BEAT_S = 0.25
+"""Replay beats so often, however long its records are."""
 
 
 class Synced:
@@ -52,9 +54,12 @@ def replay(
     )
     journal, records = Journal.open(home.journal, options)
     state = State()
-    for number, record in enumerate(records):
-        state.apply(facts.decode(record))
-        if number % REPLAYED_BETWEEN_BEATS == 0:
+    beat_s = 0.0
+    for record in records:
+        for fact in turns.decode(record):
+            state.apply(fact)
+        if (now_s := time.monotonic()) - beat_s > BEAT_S:
+            beat_s = now_s
             link.send(init.KernelBeat())
     return journal, state
 
@@ -63,10 +68,11 @@ async def serve(
     environment: ProcessEnvironment,
     link: Link,
     promoted: init.Promoted,
+    since: list[init.InitMessage],
     logger: structlog.typing.FilteringBoundLogger,
     devices: tuple[DeviceRow, ...],
 ) -> None:
-    """Be the kernel until told to end."""
+    """Be the kernel until told to end; `since` is what init has said after the promotion."""
     started = time.monotonic()
     home = environment.home
     config = SystemConfig.read(home.config)
@@ -82,6 +88,7 @@ async def serve(
         home=home,
         logger=logger,
         wait_for_sync=config.kernel.sync == "always",
+        compaction=Compaction(journal, state, journal_bytes_max=config.kernel.journal_bytes_max),
     )
     synced.shell, synced.loop = shell, asyncio.get_running_loop()
     first = Restarted(
@@ -92,7 +99,9 @@ async def serve(
         devices=devices,
         children=tuple(promoted.children),
         exits=tuple(promoted.exits),
-        rejected=read_rejected(home.journal / "rejected"),
+        rejected=read_rejected(
+            home.journal / "rejected", forget_processes=promoted.kernel_incarnation == 1
+        ),
         pid=os.getpid(),
         init_pid=os.getppid(),
         kernel_starts=promoted.kernel_incarnation,
@@ -104,7 +113,8 @@ async def serve(
         children=len(first.children),
         ms=int((time.monotonic() - started) * 1000),
     )
-    await shell.run(home.socket, first)
+    heard = [event for message in since for event in shell.events_of(message)]
+    await shell.run(home.socket, [first, *heard])
     journal.close()
 
 
@@ -115,11 +125,11 @@ def main() -> None:
     assert environment.init_fd is not None, "the kernel is started by init"
     link = Link.inherited(environment.init_fd)
     devices = tuple(detect())  # a GPU's driver may take its time: a standby has that behind it
-    promoted = await_promotion(link, environment.lifeline_fd)
+    promoted, since = await_promotion(link, environment.lifeline_fd)
     link.send(init.KernelBeat())
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(environment, link, promoted, logger, devices))
+            runner.run(serve(environment, link, promoted, since, logger, devices))
     except RemoteError as error:
         logger.critical("cannot start", kind=error.kind.value, detail=error.detail)
         sys.exit(78)

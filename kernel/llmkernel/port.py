@@ -47,8 +47,9 @@ class Port:
         finally:
             os.umask(mask)
         self._fd = int(self._socket.getsockopt(zmq.FD))
-        self._again = False
+        self._again = True
         self._loop.add_reader(self._fd, self.drain)
+        self._loop.call_soon(self.drain)  # what came before the descriptor was watched
 
     def send(self, peer: bytes, frames: tuple[bytes, ...]) -> bool | None:
         """True: on its way.  False: nobody is there.  None: dropped, the peer does not read."""
@@ -71,6 +72,8 @@ class Port:
     def drain(self) -> None:
         """Hand over all that has arrived."""
         self._again = False
+        if self._socket.closed:
+            return
         batch: list[tuple[bytes, ...]] = []
         receive = self._socket.recv_multipart
         while len(batch) < DRAIN_MAX:

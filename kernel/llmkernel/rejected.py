@@ -19,15 +19,19 @@ _SUFFIX: Final = ".rejected"
 
 def reject(folder: Path, tables: Tables, event: Event, error: Exception) -> None:
     """Write down what ended this kernel; called once, just before it dies."""
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = f"{tables.epoch:012d}"
-    (folder / f"{name}.txt").write_text("".join(traceback.format_exception(error)))
-    (folder / f"{name}.event").write_bytes(msgspec.msgpack.encode(event))
     found = _describe(tables, event)
     if found is not None:
-        part = folder / f"{name}.part"
-        part.write_bytes(msgspec.msgpack.encode(found))
-        part.rename(folder / f"{name}{_SUFFIX}")
+        _write(folder / f"{name}{_SUFFIX}", found)
+    (folder / f"{name}.txt").write_text("".join(traceback.format_exception(error)))
+    (folder / f"{name}.event").write_bytes(msgspec.msgpack.encode(event))
+
+
+def _write(path: Path, rejected: Rejected) -> None:
+    part = path.with_suffix(".part")
+    part.write_bytes(msgspec.msgpack.encode(rejected))
+    part.rename(path)
 
 
 def _describe(tables: Tables, event: Event) -> Rejected | None:
@@ -40,9 +44,7 @@ def _describe(tables: Tables, event: Event) -> Rejected | None:
     session = tables.sessions.by_peer.get(event.peer)
     threads: tuple[bytes, ...] = ()
     if header.kind == KIND_OF[Stepped]:
-        step = wire.decode_body(header.kind, event.frames[1])
-        assert isinstance(step, Stepped)
-        threads = tuple(step.threads)
+        threads = _threads(event.frames[1])
     return Rejected(
         message=header.id,
         process=(session.process or "") if session is not None else "",
@@ -51,13 +53,32 @@ def _describe(tables: Tables, event: Event) -> Rejected | None:
     )
 
 
-def read_rejected(folder: Path) -> tuple[Rejected, ...]:
-    """What earlier kernels died of, oldest first; deaths on the same threads are counted."""
-    paths = sorted(folder.glob(f"*{_SUFFIX}"))[-KEPT_MAX:]
-    found = [msgspec.msgpack.decode(path.read_bytes(), type=Rejected) for path in paths]
+def _threads(stepped: bytes) -> tuple[bytes, ...]:
+    try:
+        step = wire.decode_body(KIND_OF[Stepped], stepped)
+    except RemoteError:
+        return ()
+    assert isinstance(step, Stepped)
+    return tuple(step.threads)
+
+
+def read_rejected(folder: Path, *, forget_processes: bool) -> tuple[Rejected, ...]:
+    """What earlier kernels died of, oldest first; deaths on the same threads are counted.
+
+    `forget_processes`: init is a new one, so none of the senders lives, and their names and
+    incarnations will be given again.
+    """
+    every = sorted(folder.glob(f"*{_SUFFIX}"))
+    for path in every[:-KEPT_MAX]:
+        for suffix in (_SUFFIX, ".txt", ".event"):
+            path.with_suffix(suffix).unlink(missing_ok=True)
     deaths: dict[bytes, int] = {}
     counted: list[Rejected] = []
-    for rejected in found:
+    for path in every[-KEPT_MAX:]:
+        rejected = msgspec.msgpack.decode(path.read_bytes(), type=Rejected)
+        if forget_processes and rejected.process:
+            rejected = msgspec.structs.replace(rejected, process="", incarnation=0)
+            _write(path, rejected)
         for thread in rejected.threads:
             deaths[thread] = deaths.get(thread, 0) + 1
         most = max((deaths[thread] for thread in rejected.threads), default=1)

@@ -1,7 +1,8 @@
 """The kernel's hands: sockets, journal, init and clock around the pure core; it decides nothing.
 
-Order within a turn: all that has arrived is handled, facts are appended to the journal, and only
-then the effects leave.  With `sync = "always"` they wait until their position is on disk.
+Order within a turn: an event is handled, its facts are appended to the journal as one record, and
+only then its messages leave (`llmkernel.outbox`).  What must not be seen half done is never acted
+upon: an event on which the core raises ends the process, at once.
 """
 
 import asyncio
@@ -10,17 +11,21 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
 import structlog
 from libllm.config import Home
 from libllm.crashnotes import read_note
-from llmproto import init, wire
+from llmproto import init, limits, wire
+from llmproto.base import Header, Message
+from llmproto.connection import Failed
 from llmproto.errors import RemoteError
+from llmproto.kinds import KIND_OF
 
-from llmkernel import facts
+from llmkernel import turns
+from llmkernel.compaction import Compaction
 from llmkernel.core import Kernel
 from llmkernel.events import (
     Arrived,
@@ -47,15 +52,13 @@ from llmkernel.events import (
 )
 from llmkernel.initlink import Link
 from llmkernel.journal import Journal
+from llmkernel.outbox import Outbox
 from llmkernel.port import Port
 from llmkernel.rejected import reject
 
 TICK_S: Final = 0.25
-BEAT_S: Final = 0.5
-COMPACT_BYTES: Final = 32 << 20
-"""The journal is rewritten beyond this and twice what was live last time: bounds replay."""
-COMPACT_FACTS: Final = 64
-"""Facts rewritten in one turn."""
+SLICE_S: Final = 0.005
+"""Between two slices of compaction: messages come first."""
 LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -86,6 +89,7 @@ class Shell:
         home: Home,
         logger: structlog.typing.FilteringBoundLogger,
         wait_for_sync: bool,
+        compaction: Compaction | None = None,
         trace: Callable[[int, Event], None] | None = None,
     ) -> None:
         """`link` leads to init; absent where the kernel runs without one (tests)."""
@@ -95,95 +99,100 @@ class Shell:
         self._link = link
         self._home = home
         self._logger = logger
-        self._wait_for_sync = wait_for_sync
         self._trace = trace
         self._loop = asyncio.get_running_loop()
         self._port: Port | None = None
-        self._held: deque[tuple[int, Effect]] = deque()
-        """Effects that wait for the disk, with their positions (`always` only)."""
-        self._synced = 0
+        self._outbox = Outbox(journal, self._deliver, wait_for_sync=wait_for_sync)
+        self._compaction = compaction or Compaction(journal, kernel.tables.state)
+        self._compacting: asyncio.TimerHandle | None = None
+        self._pending: deque[Event] = deque()
         self._wake: asyncio.TimerHandle | None = None
         self._wake_ns = 0
+        self._next_tick: asyncio.TimerHandle | None = None
         self._ended = self._loop.create_future()
-        self._compaction: tuple[int, Iterator[facts.AnyFact]] | None = None
-        """The segment before which everything is said again, and what is still to be said."""
-        self._live_bytes = 0
         self._room = True
 
     # --- life -------------------------------------------------------------------------------------
 
-    async def run(self, socket: Path, first: Event) -> None:
-        """Handle `first`, bind, and pump until told to end."""
-        self.handle([first])
+    async def run(self, socket: Path, first: Iterable[Event]) -> None:
+        """Handle `first`, bind, and pump until told to end; raises what ended it otherwise."""
+        self._loop.set_exception_handler(self._raised)
+        self.handle(first)
         self._port = Port(socket, self._arrived)
         if self._link is not None:
             self._loop.add_reader(self._link.fileno(), self._from_init)
-        tick = self._loop.call_later(TICK_S, self._tick)
-        self._port.drain()
+        self._next_tick = self._loop.call_later(TICK_S, self._tick)
         try:
             await self._ended
         finally:
-            tick.cancel()
+            for timer in (self._next_tick, self._compacting, self._wake):
+                if timer is not None:
+                    timer.cancel()
+            if self._link is not None:
+                self._loop.remove_reader(self._link.fileno())
             self._port.close(100)
+
+    def _raised(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:  # asyncio's
+        """A callback raised: the process ends, nothing is repaired in place."""
+        error = context.get("exception")
+        self._broke(error if isinstance(error, Exception) else RuntimeError(context["message"]))
+
+    def _broke(self, error: Exception) -> None:
+        if not self._ended.done():
+            self._ended.set_exception(error)
 
     def _arrived(self, batch: list[tuple[bytes, ...]]) -> None:
         self.handle([Arrived(message[0], message[1:]) for message in batch])
 
     def synced(self, position: int) -> None:
         """The journal is on disk up to here (called on the loop)."""
-        self._synced = max(self._synced, position)
-        while self._held and self._held[0][0] <= self._synced:
-            self._perform(self._held.popleft()[1])
-        self._look_again()
+        if self._ended.done():
+            return
+        self._outbox.synced(position)
+        self.handle(())
 
     # --- one turn ---------------------------------------------------------------------------------
 
     def handle(self, events: Iterable[Event]) -> None:
-        """Handle events, journal what they decided, let the effects go."""
-        pending = deque(events)
-        while pending:
-            event = pending.popleft()
-            now_ns = self._clock.now_ns()
-            if self._trace is not None:
-                self._trace(now_ns, event)
-            try:
-                effects = self._kernel.handle(now_ns, event)
-            except Exception as error:
-                reject(self._home.journal / "rejected", self._kernel.tables, event, error)
-                raise
-            self._let_go(effects, pending)
+        """Handle events, and those that come of them, each to its end before the next."""
+        self._pending.extend(events)
+        while self._pending and not self._ended.done():
+            self._turn(self._pending.popleft())
         self._look_again()
 
-    def _let_go(self, effects: list[Effect], pending: deque[Event]) -> None:
-        position = 0
+    def _turn(self, event: Event) -> None:
+        now_ns = self._clock.now_ns()
+        if self._trace is not None:
+            self._trace(now_ns, event)
+        try:
+            effects = self._kernel.handle(now_ns, event)
+            records = turns.encode([e.fact for e in effects if isinstance(e, Record)])
+        except Exception as error:
+            self._broke(error)  # before anything else: nothing that follows may see this state
+            reject(self._home.journal / "rejected", self._kernel.tables, event, error)
+            raise
+        if records:
+            self._outbox.record(records)
+            self._look_for_room()
         for effect in effects:
-            if isinstance(effect, Record):
-                position = self._journal.append(facts.encode(effect.fact))
-        if position and self._journal.room() is not self._room:
-            self._room = not self._room
-            pending.append(JournalRoom(self._room, self._journal.bytes_used))
-        waits = self._wait_for_sync and (position > self._synced or bool(self._held))
-        for effect in effects:
-            if isinstance(effect, Record):
-                continue
-            if waits and isinstance(effect, Send | Forward):
-                self._held.append((max(position, self._last_held()), effect))
-            else:
-                happened = self._perform(effect)
-                if happened is not None:
-                    pending.append(happened)
+            self._perform(effect)
 
-    def _last_held(self) -> int:
-        return self._held[-1][0] if self._held else 0
+    def _look_for_room(self) -> None:
+        """Tell the core, before anything else, that the disk is full, or no longer."""
+        room = self._journal.room() and not self._outbox.stuck
+        if room is not self._room:
+            self._room = room
+            self._pending.appendleft(JournalRoom(room, self._journal.bytes_used))
 
-    def _perform(self, effect: Effect) -> Event | None:
-        """Do one thing; what came of it is an event, where it matters."""
+    def _perform(self, effect: Effect) -> None:
+        """Do one thing; what comes of it is pending, where it matters."""
         match effect:
+            case Record():
+                pass  # journaled before anything is performed
             case Send():
-                header = wire.encode_header(effect.header)
-                return self._send(effect.peer, (header, wire.encode_body(effect.message)))
+                self._say(effect.peer, effect.header, effect.message)
             case Forward():
-                return self._send(effect.peer, (wire.encode_header(effect.header), *effect.body))
+                self._forward(effect)
             case Start():
                 self._to_init(init.Fork(effect.spec, effect.incarnation))
             case SignalChild() if effect.pid in (os.getpid(), os.getppid()):
@@ -194,34 +203,61 @@ class Shell:
             case KillHung():
                 stopped = _is_stopped(effect.pid)
                 self._to_init(init.Signal(effect.pid, effect.incarnation, signal.SIGKILL))
-                return HungKilled(effect.process, effect.incarnation, stopped)
+                self._pending.append(HungKilled(effect.process, effect.incarnation, stopped))
             case Wake():
                 self._wake_at(effect.at_ns)
             case Log():
                 self._logger.log(LEVELS[effect.level], effect.event, **effect.fields)
             case Halt():
                 self._loop.call_later(0.1, self._halt)
-            case Record():
-                raise AssertionError("records are appended before anything is performed")
             case _:
                 assert_never(effect)
-        return None
 
-    def _send(self, peer: bytes, frames: tuple[bytes, ...]) -> Event | None:
-        if self._port is None:
-            return None  # nobody has connected yet
+    # --- messages out -----------------------------------------------------------------------------
+
+    def _say(self, peer: bytes, header: Header, message: Message) -> None:
+        try:
+            frames = wire.encode(header, message)
+        except RemoteError as error:
+            self._unsendable(peer, header, error)
+            return
+        self._outbox.send(peer, tuple(frames))
+
+    def _forward(self, effect: Forward) -> None:
+        frames = (wire.encode_header(effect.header), *effect.body)
         try:
             wire.check_size(frames)
         except RemoteError as error:
-            self._logger.error("message too large", detail=error.detail)
-            return None
+            self._unsendable(effect.peer, effect.header, error)
+            return
+        self._outbox.send(effect.peer, frames)
+
+    def _unsendable(self, peer: bytes, header: Header, error: RemoteError) -> None:
+        """No message may be like this: whoever waits for it, or for its answer, is told."""
+        self._logger.error(
+            "message cannot be sent", kind=header.kind, target=header.target, detail=error.detail
+        )
+        question = header.reply_to
+        if question is None:
+            asker = self._kernel.tables.sessions.by_id.get(header.source)
+            if asker is None:
+                return
+            peer, question = asker.peer, header.id
+        answer = Header(
+            limits.PROTOCOL_VERSION, KIND_OF[Failed], header.id, header.target, question
+        )
+        failed = Failed(error.kind, error.detail)
+        self._outbox.send(peer, tuple(wire.encode(answer, failed)))
+
+    def _deliver(self, peer: bytes, frames: tuple[bytes, ...]) -> None:
+        if self._port is None:
+            return  # nobody has connected yet
         sent = self._port.send(peer, frames)
-        if sent:
-            return None
-        return PeerFull(peer) if sent is None else PeerLost(peer)
+        if not sent:
+            self._pending.append(PeerFull(peer) if sent is None else PeerLost(peer))
 
     def _look_again(self) -> None:
-        if self._port is not None:
+        if self._port is not None and not self._ended.done():
             self._port.look_again()
 
     # --- init -------------------------------------------------------------------------------------
@@ -233,20 +269,25 @@ class Shell:
     def _from_init(self) -> None:
         assert self._link is not None
         for message in self._link.receive():
-            match message:
-                case init.Forked():
-                    self.handle([ChildForked(message.child)])
-                case init.Exited():
-                    exit = message.exit
-                    self.handle([ChildExited(exit, self._suspects(exit))])
-                case init.Stop():
-                    self.handle([StopAsked()])
-                case _:
-                    self._logger.error("init said", message=type(message).__name__)
+            self.handle(self.events_of(message))
         if self._link.closed:
             os._exit(0)  # init is gone, and everything with it
 
+    def events_of(self, message: init.InitMessage) -> list[Event]:
+        """What it means to the core that init said this."""
+        match message:
+            case init.Forked():
+                return [ChildForked(message.child)]
+            case init.Exited():
+                return [ChildExited(message.exit, self._suspects(message.exit))]
+            case init.Stop():
+                return [StopAsked()]
+            case _:
+                self._logger.error("init said", message=type(message).__name__)
+                return []
+
     def _suspects(self, exit: init.Exit) -> tuple[Suspect, ...]:
+        """What it was computing; the note has served then."""
         note = self._home.crash_note(exit.name, exit.incarnation)
         rows = read_note(note)
         note.unlink(missing_ok=True)
@@ -274,42 +315,27 @@ class Shell:
 
     def _tick(self) -> None:
         """Beat, look at the disk, let the core look at its deadlines."""
-        self._loop.call_later(TICK_S, self._tick)
+        self._next_tick = self._loop.call_later(TICK_S, self._tick)
         self._to_init(init.KernelBeat())
         if self._link is not None:
             self._link.flush()
-        self._room = self._journal.room()
+        self._outbox.retry()
+        self._room = self._journal.room() and not self._outbox.stuck
         self._drained([JournalRoom(self._room, self._journal.bytes_used), Ticked()])
-        if self._room:
+        if self._compacting is None:
             self._compact()
+
+    def _compact(self) -> None:
+        """A slice of compaction, and the next one soon."""
+        self._compacting = None
+        if self._room and self._compaction.step():
+            self._compacting = self._loop.call_later(SLICE_S, self._compact)
 
     def _drained(self, events: list[Event]) -> None:
         """Deadlines are judged after the inbox is drained."""
         if self._port is not None:
             self._port.drain()
         self.handle(events)
-
-    # --- compaction -------------------------------------------------------------------------------
-
-    def _compact(self) -> None:
-        """Rewrite what is live at the head, a little each turn; then drop what lies before."""
-        if self._compaction is None:
-            threshold = max(COMPACT_BYTES, 2 * self._live_bytes)
-            if self._journal.bytes_used <= threshold or not self._journal.can_mark:
-                return
-            head = self._journal.mark()
-            self._compaction = (head, self._kernel.tables.state.live())
-            self._live_bytes = 0
-        head, live = self._compaction
-        for _ in range(COMPACT_FACTS):
-            fact = next(live, None)
-            if fact is None:
-                self._journal.drop_before(head)
-                self._compaction = None
-                return
-            record = facts.encode(fact)
-            self._live_bytes += len(record)
-            self._journal.append(record)
 
 
 def _is_stopped(pid: int) -> bool:

@@ -8,15 +8,18 @@ from llmproto import init
 from llmkernel.initlink import Link
 
 
-def await_promotion(link: Link, lifeline_fd: int | None) -> init.Promoted:
-    """Block until init says so; the process ends when init does."""
+def await_promotion(
+    link: Link, lifeline_fd: int | None
+) -> tuple[init.Promoted, list[init.InitMessage]]:
+    """Block until init says so; also what it has said since.  The process ends when init does."""
     watched = [link.fileno()] + ([lifeline_fd] if lifeline_fd is not None else [])
     while True:
         readable, _, _ = select.select(watched, [], [])
         if lifeline_fd in readable:
             os._exit(0)
-        for message in link.receive():
+        messages = link.receive()
+        for number, message in enumerate(messages):
             if isinstance(message, init.Promoted):
-                return message
+                return message, messages[number + 1 :]
         if link.closed:
             os._exit(0)
