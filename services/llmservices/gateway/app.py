@@ -178,7 +178,9 @@ class Routes:
             reading.close(cancel=False)
             raise
         head = Head(name.completion, name.created_s, attached.model)
-        choice = Choice(name.index, shows_logprobs=True, offset=at.offset, characters=at.characters)
+        choice = Choice(
+            name.index, shows_logprobs=name.scored, offset=at.offset, characters=at.characters
+        )
         events = Events(head, [Part(name, choice, mark)], with_ids=True, prompt_tokens=None)
         return EventStream(reading, events, names=[name])
 

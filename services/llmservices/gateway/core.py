@@ -50,6 +50,7 @@ class Wanted(msgspec.Struct, frozen=True):
                 generate.key + bytes((choice,)),
                 chat=self.chat,
                 usage=self.include_usage,
+                scored=self.shows_logprobs,
                 index=prompt * self.choices + choice,
                 prompt=prompt,
                 created_s=created_s,

@@ -20,6 +20,9 @@ from llmservices.gateway.measures import Measures
 
 BODY_S: Final = 30.0
 """From the end of the headers to the end of the body."""
+DISCARDED_BYTES_MAX: Final = 64 << 20
+"""Of a body that is too large: read and thrown away, as most clients read no answer before they
+have sent everything."""
 JSON_TYPE: Final = "application/json"
 
 
@@ -115,29 +118,29 @@ async def read_body(request: Request, bytes_max: int) -> bytes:
             415, f"the content type is {content_type[:64]!r}; send {JSON_TYPE}", param=None
         )
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and len(announced) < 20 and int(announced) > bytes_max:
-        raise _too_large(int(announced), bytes_max)
+    expected = int(announced) if announced.isdecimal() and len(announced) < 20 else 0
     body = bytearray()
+    found = 0
     try:
         async with asyncio.timeout(BODY_S):
             async for part in request.stream():
-                body += part
-                if len(body) > bytes_max:
-                    raise _too_large(len(body), bytes_max)
+                found += len(part)
+                if max(found, expected) <= bytes_max:
+                    body += part
+                elif found > bytes_max + DISCARDED_BYTES_MAX:
+                    break
     except TimeoutError:
         raise HttpError(
             408,
-            f"the body did not come within {BODY_S:g} s ({len(body)} bytes did)",
+            f"the body did not come within {BODY_S:g} s ({found} bytes did)",
             headers={"connection": "close"},
         ) from None
+    if max(found, expected) > bytes_max:
+        raise HttpError(
+            413,
+            f"the body has {max(found, expected)} bytes; at most {bytes_max} are taken ([gateway] "
+            "body_bytes_max)",
+            code="body_too_large",
+            headers={"connection": "close"},
+        )
     return bytes(body)
-
-
-def _too_large(found: int, bytes_max: int) -> HttpError:
-    return HttpError(
-        413,
-        f"the body has {found} bytes or more; at most {bytes_max} are taken ([gateway] "
-        "body_bytes_max)",
-        code="body_too_large",
-        headers={"connection": "close"},
-    )

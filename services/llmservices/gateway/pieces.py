@@ -109,24 +109,22 @@ class Choice:
         self._echo = echo
         self._echoes_scores = echoes_scores
         self._shows_logprobs = shows_logprobs
-        self._counts = shows_logprobs or characters > 0
         self._characters = Characters(offset=offset, characters=characters)
 
     def take(self, row: StreamRow) -> Piece:
         """What this row adds; HttpError where it says that the stream broke off."""
         text, scores, offsets = self._prefix(row)
         finish = None if row.end is None else _finish(row.end)
-        if self._counts:
+        if self._shows_logprobs:
             self._characters.add(row.text)
-        if self._shows_logprobs and row.scores:
-            scores.extend(row.scores)
-            offsets.extend(self._characters.at(score.offset) for score in row.scores)
+            scores.extend(row.scores or ())
+            offsets.extend(self._characters.at(score.offset) for score in row.scores or ())
         return Piece(self.index, text + row.text, scores, offsets, finish, row.end)
 
     @property
     def characters(self) -> int:
         """Of the text so far; 0 where nobody asks for offsets."""
-        return self._characters.end if self._counts else 0
+        return self._characters.end if self._shows_logprobs else 0
 
     def _prefix(self, row: StreamRow) -> tuple[str, list[TextScore], list[int]]:
         """The prompt, with the first row."""

@@ -19,18 +19,20 @@ WAITING: Final = b": waiting\n\n"
 Stage = Literal["", "f", "u"]
 """What was sent beyond the text: nothing, the finish reason, the usage too."""
 
-_NAME: Final = r"([0-9a-f]{34})(?:-([ct])(u?)-(\d{1,7})-(\d{1,4})-(\d{1,12}))?"
+_NAME: Final = r"([0-9a-f]{34})(?:-([ct])(u?)(l?)-(\d{1,7})-(\d{1,4})-(\d{1,12}))?"
 _NAME_RE: Final = re.compile(_NAME)
 _ID_RE: Final = re.compile(rf"{_NAME}:(\d{{1,15}}):(\d{{1,15}}):(\d{{1,15}})(?::([fu]))?")
 
 
 class StreamName(msgspec.Struct, frozen=True):
-    """A stream as HTTP knows it.  Text: `HEX-cu-INDEX-PROMPT-CREATED`, or HEX alone."""
+    """A stream as HTTP knows it.  Text: `HEX-cul-INDEX-PROMPT-CREATED`, or HEX alone."""
 
     stream: bytes
     chat: bool = False
     usage: bool = False
     """The usage comes last."""
+    scored: bool = True
+    """Log-probabilities are shown, where there are any."""
     index: int = 0
     """Of the choice in the answer."""
     prompt: int = 0
@@ -38,7 +40,7 @@ class StreamName(msgspec.Struct, frozen=True):
     created_s: int = 0
 
     def __str__(self) -> str:
-        letters = ("c" if self.chat else "t") + ("u" if self.usage else "")
+        letters = ("c" if self.chat else "t") + "u" * self.usage + "l" * self.scored
         return f"{self.stream.hex()}-{letters}-{self.index}-{self.prompt}-{self.created_s}"
 
     @property
@@ -94,8 +96,8 @@ def read_id(text: str) -> tuple[StreamName, Mark]:
             "came, or leave it out to read from the beginning",
             param="Last-Event-ID",
         )
-    stage: Stage = "f" if found[10] == "f" else "u" if found[10] == "u" else ""
-    return _name(found), Mark(int(found[7]), int(found[8]), int(found[9]), stage)
+    stage: Stage = "f" if found[11] == "f" else "u" if found[11] == "u" else ""
+    return _name(found), Mark(int(found[8]), int(found[9]), int(found[10]), stage)
 
 
 def event(data: bytes, event_id: str = "") -> bytes:
@@ -113,7 +115,8 @@ def _name(found: "re.Match[str]") -> StreamName:
         stream,
         chat=found[2] == "c",
         usage=found[3] == "u",
-        index=int(found[4]),
-        prompt=int(found[5]),
-        created_s=int(found[6]),
+        scored=found[4] == "l",
+        index=int(found[5]),
+        prompt=int(found[6]),
+        created_s=int(found[7]),
     )
