@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 
 from llmproto import wire
@@ -57,6 +58,8 @@ class Peer:
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._events: deque[Event] = deque()
+        self._is_feeding = False
         self._transport = Transport(
             endpoint,
             arrived=self._arrived,
@@ -65,8 +68,20 @@ class Peer:
         )
 
     def feed(self, event: Event) -> None:
-        """Tell the session, and do what follows."""
-        for effect in self.session.handle(time.monotonic_ns(), event):
+        """Tell the session, and do what follows, in order: an event that the owner feeds while
+        effects are being done waits until they are, or an older Wake would undo a newer one."""
+        self._events.append(event)
+        if self._is_feeding:
+            return
+        self._is_feeding = True
+        try:
+            while self._events:
+                self._do(self.session.handle(time.monotonic_ns(), self._events.popleft()))
+        finally:
+            self._is_feeding = False
+
+    def _do(self, effects: list[Effect]) -> None:
+        for effect in effects:
             match effect:
                 case Send():
                     self._send(effect)
