@@ -4,7 +4,8 @@ Owns the recipe.  `extract` writes the corpus from the running Python's library,
 tokenizer and the chat template, `train` the weights; each step needs the files of those before it.
 Invariant: one recipe and one corpus give one order of data, whatever the machine.
 
-TIMING
+Training takes about 25 minutes of one core with AVX512-BF16 (0.25 s a step).  It ends at a loss of
+about 1.5 on what it sees and 2.8 on documents kept from it, in nats a token.
 """
 
 import argparse
@@ -63,6 +64,9 @@ class Recipe(msgspec.Struct, frozen=True):
 
     seed: int = 20
     steps: int = 8_000
+    """The length of the rate's schedule."""
+    stop_step: int = 5_500
+    """Where training stops: by then the loss on documents kept from it has begun to rise."""
     step_tokens: int = 2048
     block_tokens: int = 256
     """Attention costs the square of this on a CPU, so most steps see short blocks."""
@@ -250,7 +254,7 @@ def make_weights(recipe: Recipe, folder: Path) -> None:
     optimizer = torch.optim.AdamW(groups, lr=recipe.rate_max, betas=(0.9, 0.98), fused=True)
     started = time.perf_counter()
     smooth = math.log(recipe.vocabulary)
-    blocks = itertools.islice(token_blocks(recipe, tokenizer), recipe.steps)
+    blocks = itertools.islice(token_blocks(recipe, tokenizer), recipe.stop_step)
     for step, tokens_BT in enumerate(blocks):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(recipe, step)
@@ -268,7 +272,7 @@ def make_weights(recipe: Recipe, folder: Path) -> None:
         optimizer.zero_grad()
         smooth += (loss.item() - smooth) * 0.02
         done = step + 1
-        if done % recipe.save_every == 0 or done == recipe.steps:
+        if done % recipe.save_every == 0 or done == recipe.stop_step:
             save_model(recipe, average, folder)
             with torch.no_grad():
                 unseen = loss_of(average, held_out_BT).item()
@@ -282,7 +286,7 @@ def main(arguments: list[str]) -> None:
     """Run one step."""
     parser = argparse.ArgumentParser(prog="embedded_make", description="Makes the embedded model.")
     parser.add_argument("step", choices=("extract", "tokenizer", "train"))
-    parser.add_argument("--steps", type=int, default=RECIPE.steps, help="training steps")
+    parser.add_argument("--stop-step", type=int, default=RECIPE.stop_step, help="last step")
     parser.add_argument("--out", type=Path, default=MODEL_FOLDER, help="where train saves")
     asked = parser.parse_args(arguments)
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -292,7 +296,7 @@ def main(arguments: list[str]) -> None:
         case "tokenizer":
             make_tokenizer(RECIPE)
         case _:
-            make_weights(msgspec.structs.replace(RECIPE, steps=asked.steps), asked.out)
+            make_weights(msgspec.structs.replace(RECIPE, stop_step=asked.stop_step), asked.out)
 
 
 if __name__ == "__main__":
