@@ -1,0 +1,299 @@
+"""A system that exists only as values, and the command line run against it."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, NoReturn, Unpack
+
+import msgspec
+import pytest
+from libllm.cli.app import app
+from libllm.config import Home
+from libllm.options import Messages, Options
+from libllm.results import Piece, Usage
+from llmproto.errors import ErrorKind, RemoteError
+from llmproto.generation import TextScore
+from llmproto.models import ModelAdded, ModelEntry, ModelRow, ModelState
+from llmproto.operation import (
+    DeviceRow,
+    Lease,
+    ProcessRow,
+    ProcessState,
+    Status,
+    ThreadRow,
+    ThreadState,
+)
+from llmproto.tenants import KeyRow
+from typer.testing import CliRunner
+
+THREAD = bytes.fromhex("0000000100000005")
+
+
+def entry(name: str, path: str = "/models/x", *, chat: bool = False) -> ModelRow:
+    """A row of the model table."""
+    model = ModelEntry(
+        name=name,
+        path=path,
+        digest=bytes(16),
+        architecture="LlamaForCausalLM",
+        context_tokens=512,
+        vocabulary=512,
+        weight_bytes=1_048_576,
+        chat=chat,
+    )
+    return ModelRow(model=model, state=ModelState.READY, replicas=1, threads=0, default=False)
+
+
+def process(name: str, role: str, pid: int, *, incarnation: int = 1) -> ProcessRow:
+    """A row of ps."""
+    return ProcessRow(
+        name=name,
+        role=role,
+        pid=pid,
+        state=ProcessState.READY,
+        incarnation=incarnation,
+        uptime_ms=62_000,
+        lease=Lease(device="cpu", cores=[0, 1], memory_bytes=1 << 30) if pid == 12 else None,
+        model="embedded" if role == "executor" else "",
+        threads=1 if role == "executor" else 0,
+    )
+
+
+class Pieces:
+    """A stream of prepared pieces; what stands for an interruption or a failure is raised."""
+
+    def __init__(self, script: Sequence[Piece | BaseException]) -> None:
+        self._script = script
+        self.closed = False
+
+    def __iter__(self) -> Iterator[Piece]:
+        for step in self._script:
+            if isinstance(step, BaseException):
+                raise step
+            yield step
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def pieces_of(*texts: str, scores: bool = False) -> Pieces:
+    """A complete stream, one token a text."""
+    made: list[Piece | BaseException] = []
+    for number, text in enumerate(texts, 1):
+        last = number == len(texts)
+        made.append(
+            Piece(
+                text=text,
+                tokens=number,
+                stream=bytes(17),
+                finish_reason="length" if last else None,
+                usage=Usage(prompt_tokens=3, output_tokens=number) if last else None,
+                scores=[TextScore(text=text, token=100 + number, logprob=-0.5)] if scores else None,
+            )
+        )
+    return Pieces(made)
+
+
+class Generation(NamedTuple):
+    """What was asked for."""
+
+    kind: str
+    what: object
+    options: Options
+
+
+class FakeOperator:
+    """Implements libllm.cli.system.Operator; notes what was asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+        self.generations: list[Generation] = []
+        self.streams: list[Pieces] = []
+        """What the next generations give."""
+        self.rows = [process("kernel", "kernel", 11), process("executor-1", "executor", 12)]
+        self.table = [entry("embedded", chat=True), entry("plain", "/models/plain")]
+        self.ready = True
+
+    def generate(
+        self, prompt: str, /, *, stream: Literal[True], **options: Unpack[Options]
+    ) -> Pieces:
+        self.generations.append(Generation("generate", prompt, options))
+        return self.streams.pop(0)
+
+    def chat(
+        self, messages: Messages, /, *, stream: Literal[True], **options: Unpack[Options]
+    ) -> Pieces:
+        self.generations.append(Generation("chat", list(messages), options))
+        return self.streams.pop(0)
+
+    def status(self) -> Status:
+        return Status(
+            ready=self.ready,
+            version="9.9.9",
+            kernel_epoch=3,
+            uptime_ms=5000,
+            http="http://127.0.0.1:8750",
+            default_model="embedded",
+            journal_bytes=8 << 20,
+            devices=[DeviceRow(name="cpu", kind="cpu", cores=[0, 1], memory_bytes=1 << 34)],
+            not_ready=[] if self.ready else ["gateway: starting"],
+        )
+
+    def ps(self) -> list[ProcessRow]:
+        return [*self.rows, process("monitor", "monitor", 13)]
+
+    def threads(self) -> list[ThreadRow]:
+        return [
+            ThreadRow(
+                thread=THREAD,
+                model="embedded",
+                tenant="owner",
+                state=ThreadState.RUNNING,
+                prompt_tokens=4,
+                output_tokens=17,
+                output_tokens_max=64,
+                service_class=0,
+                priority=2,
+                age_ms=900,
+                process="executor-1",
+            )
+        ]
+
+    def models(self) -> list[ModelRow]:
+        return self.table
+
+    def metrics(self) -> str:
+        return (
+            "# TYPE llmos_tokens_committed_total counter\n"
+            'llmos_tokens_committed_total{process="a"} 3\n'
+            'llmos_tokens_committed_total{process="b"} 4\n'
+            'llmos_step_seconds_bucket{le="+Inf"} 9\n'
+            "garbage\n"
+        )
+
+    def add_model(self, path: Path, name: str | None, /) -> ModelAdded:
+        self.asked.append(("add", path, name))
+        self.table = [*self.table, entry(name or path.name, str(path))]
+        return ModelAdded(name=name or path.name, digest=bytes(16))
+
+    def remove_model(self, name: str, /) -> None:
+        self.asked.append(("remove", name))
+
+    def load_model(self, name: str | None, /) -> None:
+        self.asked.append(("load", name))
+
+    def kill(self, target: str, /, *, signal: int) -> None:
+        self.asked.append(("kill", target, signal))
+
+    def cancel(self, thread: bytes, /) -> None:
+        self.asked.append(("cancel", thread))
+
+    def suspend(self, thread: bytes, /) -> None:
+        self.asked.append(("suspend", thread))
+
+    def resume_thread(self, thread: bytes, /) -> None:
+        self.asked.append(("resume", thread))
+
+    def renice(self, thread: bytes, priority: int, /, *, service_class: int | None) -> None:
+        self.asked.append(("renice", thread, priority, service_class))
+
+    def keys(self) -> list[KeyRow]:
+        return [KeyRow(name="ann", operator=False, created_s=0)]
+
+    def add_key(self, name: str, /, *, operator: bool) -> str:
+        self.asked.append(("add key", name, operator))
+        return "llmos-secret"
+
+    def remove_key(self, name: str, /) -> None:
+        self.asked.append(("remove key", name))
+
+
+class FakeSystem:
+    """Implements libllm.cli.system.System in a folder of the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.operator = FakeOperator()
+        self.runs = True
+        self.did: list[object] = []
+        self.lines: list[str | BaseException] = []
+        """What the person types."""
+        self.refusal: RemoteError | None = None
+        """Of a boot."""
+        self.homes: list[Home] = []
+        """That were asked for."""
+
+    def home(self, given: str | None) -> Home:
+        self.homes.append(Home(Path(given) if given is not None else self.folder))
+        return self.homes[-1]
+
+    def is_running(self, home: Home) -> bool:
+        return self.runs
+
+    @contextlib.contextmanager
+    def connect(self, home: Home) -> Iterator[FakeOperator]:
+        if not self.runs:
+            raise RemoteError(ErrorKind.UNAVAILABLE, f"no system runs in {home.root}")
+        self.did.append("connect")
+        yield self.operator
+
+    def boot(self, home: Home, *, timeout_s: float) -> bool:
+        if self.refusal is not None:
+            raise self.refusal
+        ran, self.runs = self.runs, True
+        self.did.append(("boot", timeout_s))
+        return not ran
+
+    def become(self, home: Home) -> NoReturn:
+        self.did.append("become")
+        raise SystemExit(0)
+
+    def stop(self, home: Home) -> bool:
+        ran, self.runs = self.runs, False
+        self.did.append("stop")
+        return ran
+
+    def fetch(self, name: str, *, progress: bool) -> Path:
+        self.did.append(("fetch", name))
+        return self.folder / "snapshot"
+
+    def input(self, prompt: str) -> str:
+        line = self.lines.pop(0) if self.lines else EOFError()
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+
+class Output(msgspec.Struct, frozen=True):
+    """What a command did."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    def document(self) -> object:
+        """Standard output, which is one JSON document."""
+        return msgspec.json.decode(self.stdout)
+
+
+class CommandLine:
+    """Runs commands in this process."""
+
+    def __init__(self, system: FakeSystem) -> None:
+        self.system = system
+
+    def __call__(self, *arguments: str, stdin: str = "") -> Output:
+        result = CliRunner().invoke(app, list(arguments), obj=self.system, input=stdin)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Output(result.exit_code, result.stdout, result.stderr)
+
+
+@pytest.fixture
+def system(tmp_path: Path) -> FakeSystem:
+    return FakeSystem(tmp_path)
+
+
+@pytest.fixture
+def llmos(system: FakeSystem) -> CommandLine:
+    return CommandLine(system)

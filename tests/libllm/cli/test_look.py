@@ -1,0 +1,44 @@
+"""ps, threads, models, top: tables for people, documents for programs."""
+
+from .conftest import THREAD, CommandLine
+
+
+def test_ps(llmos: CommandLine) -> None:
+    head, kernel, executor, _ = llmos("ps").stdout.splitlines()
+    assert head.split() == ["NAME", "PID", "STATE", "INC", "UPTIME", "LEASE", "THR", "DOING"]
+    assert kernel.split() == ["kernel", "11", "ready", "1", "1m02s", "-", "-"]
+    assert executor.split()[-5:] == ["cpu:2", "1.0", "GB", "1", "embedded"]
+
+
+def test_ps_as_a_document(llmos: CommandLine) -> None:
+    rows = llmos("ps", "--json").document()
+    assert isinstance(rows, list)
+    assert rows[0]["name"] == "kernel"
+    assert set(rows[1]) >= {"name", "pid", "state", "incarnation", "lease", "uptime_ms"}
+
+
+def test_threads(llmos: CommandLine) -> None:
+    line = llmos("threads").stdout.splitlines()[1]
+    assert line.split() == [
+        *(THREAD.hex(), "running", "embedded", "owner"),
+        *("4+17/64", "interactive+2", "900ms", "executor-1"),
+    ]
+    rows = llmos("threads", "--json").document()
+    assert isinstance(rows, list)
+    assert rows[0]["thread"] == THREAD.hex()
+
+
+def test_models(llmos: CommandLine) -> None:
+    lines = llmos("models").stdout.splitlines()
+    assert lines[1].split()[:6] == ["embedded", "ready", "512", "1.0", "MB", "yes"]
+    rows = llmos("models", "--json").document()
+    assert isinstance(rows, list)
+    assert [row["model"]["name"] for row in rows] == ["embedded", "plain"]
+
+
+def test_top_off_a_terminal_is_printed_once_a_look(llmos: CommandLine) -> None:
+    done = llmos("top", "--count", "2", "--interval", "0.1")
+    assert done.stdout.count("llmos 9.9.9: ready") == 2
+    assert done.stdout.count("executor-1") == 4  # as a process, and where the thread is
+    lines = llmos("top", "--count", "2", "--interval", "0.1", "--json").stdout.splitlines()
+    assert len(lines) == 2
