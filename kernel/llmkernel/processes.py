@@ -54,6 +54,7 @@ class Process:
         "desired",
         "doing",
         "external",
+        "hello_ms",
         "idle_ns",
         "incarnation",
         "killed_hung",
@@ -96,6 +97,8 @@ class Process:
         """When stopping began."""
         self.deaths_ns: list[int] = []
         self.killed_hung = False
+        self.hello_ms = limits.STARTING_MS_MAX
+        """How long it may take to say Hello."""
         self.doing = ""
         self.working_ns = 0
         """Until when Working excuses a lack of progress."""

@@ -23,6 +23,8 @@ SIGTERM = 15
 FATAL_SIGNALS = frozenset({4, 5, 6, 7, 8, 10, 11, 31})
 """ILL, TRAP, ABRT, BUS and FPE, SEGV, SYS (and BUS on macOS): nobody sends these from outside."""
 LOADING_DEATHS_MAX = 3
+TAKEN_OVER_MS = 5_000
+"""A child of an earlier kernel knows its way: it says Hello within moments, or is stopped."""
 FAILURE_MS = 5_000
 
 
@@ -42,6 +44,7 @@ class Supervision:
         for child in children:
             process = self._row(child.spec)
             self._born(process, child)
+            process.hello_ms = TAKEN_OVER_MS
             if child.spec.role == "executor":
                 self._executor_arguments(process)
         for spec in t.config.services:
@@ -80,6 +83,7 @@ class Supervision:
             process.moved_ns = t.now_ns
             process.working_ns = 0
             process.killed_hung = False
+            process.hello_ms = limits.STARTING_MS_MAX
             t.effects.append(Start(process.spec, process.incarnation))
 
     def forked(self, child: Child) -> None:
@@ -277,7 +281,7 @@ class Supervision:
         if t.now_ns < process.working_ns:
             return ""
         if process.state is ProcessState.STARTING and session is None:
-            return "does not register" if silent_ns > limits.STARTING_MS_MAX * MS else ""
+            return "does not register" if silent_ns > process.hello_ms * MS else ""
         if session is None:  # it was there, left, and lives on
             return "has no connection" if silent_ns > limits.SERVICE_SILENT_MS * MS else ""
         beat_ms = (t.now_ns - max(session.beat_ns, process.moved_ns)) // MS

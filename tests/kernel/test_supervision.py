@@ -325,3 +325,10 @@ def test_a_log_line_is_an_effect() -> None:
     peer.say(ProcessStarted("http://x"))
     assert [e.event for e in rig.effects if isinstance(e, Log)] == ["ready"]
     assert not effects(rig, Record)
+
+
+def test_a_child_taken_over_that_stays_silent_is_killed_soon() -> None:
+    rig, _, _ = boot()
+    rig.restart(children=(rig.tokenizer_child,))
+    assert alive(rig, [], 5000) == []
+    assert len(alive(rig, [], 250)) == 1
