@@ -110,6 +110,7 @@ class Session:
                 if self.state is State.UP:
                     self._post(event)
             case Woke():
+                self._wake_ns = None  # The shell has no timer now, even if it woke too early.
                 self._woke(now_ns)
             case Call():
                 self._call(now_ns, event)

@@ -178,6 +178,13 @@ def test_beats_come_at_the_interval_that_the_kernel_wants() -> None:
     assert len(driver.all_sent(Beat)) == 4
 
 
+def test_waking_early_only_asks_to_be_woken_again() -> None:
+    driver = Driver()
+    due_ns = driver.wake_ns
+    assert due_ns is not None
+    assert driver.session.handle(due_ns - 1, Woke()) == [Wake(due_ns)]
+
+
 def test_unknown_makes_it_say_hello_again_and_repeat_what_is_open() -> None:
     driver = Driver()
     driver(Call(1, StatusAsk()))
