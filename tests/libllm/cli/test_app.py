@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from .conftest import CommandLine, FakeSystem
 
-COMMANDS = [  # fmt: skip
+COMMANDS = [
     "up",
     "down",
     "status",
