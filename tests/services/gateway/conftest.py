@@ -298,9 +298,22 @@ class Gateway:
         self.keys = keys
         self.measures = measures
         self.http = httpx.AsyncClient(base_url=address, timeout=20, verify=False)
-        self.openai = openai.AsyncOpenAI(
-            base_url=f"{address}/v1", api_key="good", max_retries=0, timeout=20
-        )
+        self._openai: openai.AsyncOpenAI | None = None
+
+    @property
+    def openai(self) -> openai.AsyncOpenAI:
+        """The real client, made when it is first used: that takes a while."""
+        if self._openai is None:
+            self._openai = openai.AsyncOpenAI(
+                base_url=f"{self.address}/v1", api_key="good", max_retries=0, timeout=20
+            )
+        return self._openai
+
+    async def close(self) -> None:
+        """Both clients."""
+        await self.http.aclose()
+        if self._openai is not None:
+            await self._openai.close()
 
 
 @contextlib.asynccontextmanager
@@ -318,8 +331,7 @@ async def serving(*, required: bool = False) -> AsyncIterator[Gateway]:
         yield gateway
     finally:
         llm.hold.set()
-        await gateway.http.aclose()
-        await gateway.openai.close()
+        await gateway.close()
         server.should_exit = True
         await task
 

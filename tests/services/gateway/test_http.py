@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import msgspec
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llmproto.metrics import MetricsAsk
@@ -31,64 +30,11 @@ async def refused(gateway: Gateway, path: str, body: Any, status: int = 400) -> 
     return error
 
 
-@pytest.mark.parametrize(
-    ("body", "param", "part"),
-    [
-        ({}, None, "prompt"),
-        ({"prompt": 3}, "prompt", "Expected"),
-        ({"prompt": "a", "max_tokens": -1}, "max_tokens", ">= 0"),
-        ({"prompt": "a", "max_tokens": 1.5}, "max_tokens", "int"),
-        ({"prompt": "a", "temperature": 1000}, "temperature", "<= 100"),
-        ({"prompt": "a", "temperature": "0"}, "temperature", "float"),
-        ({"prompt": "a", "top_p": 2}, "top_p", "<= 1"),
-        ({"prompt": "a", "n": 0}, "n", ">= 1"),
-        ({"prompt": "a", "n": 129}, "n", "128"),
-        ({"prompt": "a", "stop": ""}, "stop", "length"),
-        ({"prompt": "a", "stop": ["é" * 200]}, "stop", "400"),
-        ({"prompt": "a", "stop": ["a"] * 17}, "stop", "16"),
-        ({"prompt": "a", "logprobs": 21}, "logprobs", "20"),
-        ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias", "'x'"),
-        ({"prompt": "a", "logit_bias": {"1": 101}}, "logit_bias[...]", "100"),
-        ({"prompt": "a", "best_of": 3}, "best_of", "3"),
-        ({"prompt": "a", "suffix": "b"}, "suffix", "not supported"),
-        ({"prompt": "a", "nonsense": 1}, "nonsense", "nonsense"),
-        ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options", "stream"),
-        ({"prompt": "a", "model": ""}, "model", "length"),
-        ({"prompt": []}, "prompt", "empty"),
-        ({"prompt": ["a", 1]}, "prompt", "mixes"),
-        ({"prompt": ["a"] * 600, "n": 2}, "prompt", "1200"),
-        ({"prompt": [[1, -1]]}, "prompt[0][1]", ">= 0"),
-    ],
-)
-async def test_bad_completions(
-    gateway: Gateway, body: dict[str, Any], param: str | None, part: str
-) -> None:
-    error = await refused(gateway, TEXT, body)
-    assert (error["param"], error["type"]) == (param, "invalid_request_error")
-    assert part in error["message"]
-    assert not gateway.llm.generates
-
-
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None),
-        ({"messages": HELLO, "tools": [{"type": "function"}]}, "tools"),
-        ({"messages": HELLO, "functions": [{}]}, "functions"),
-        ({"messages": HELLO, "response_format": {"type": "json_schema"}}, "response_format"),
-        ({"messages": HELLO, "modalities": ["text", "audio"]}, "modalities"),
-        ({"messages": HELLO, "top_logprobs": 2}, "top_logprobs"),
-        ({"messages": HELLO, "max_tokens": 1, "max_completion_tokens": 1}, "max_completion_tokens"),
-        ({"messages": HELLO, "prompt": "a"}, "prompt"),
-    ],
-)
-async def test_bad_chats(gateway: Gateway, body: dict[str, Any], param: str | None) -> None:
-    error = await refused(gateway, CHAT, body)
-    if param is not None:
-        assert error["param"] == param
+async def test_bad_bodies(gateway: Gateway) -> None:
+    error = await refused(gateway, TEXT, {"prompt": "a", "top_p": 2})
+    assert (error["param"], error["type"]) == ("top_p", "invalid_request_error")
+    assert (await refused(gateway, CHAT, {"messages": HELLO, "tools": [1]}))["param"] == "tools"
+    assert (await refused(gateway, TEXT, b'{"prompt": nope}'))["code"] == "invalid_json"
     assert not gateway.llm.generates
 
 
@@ -112,27 +58,6 @@ async def test_what_asks_for_nothing_is_taken(gateway: Gateway) -> None:
     assert answer.status_code == 200, answer.text
 
 
-@pytest.mark.parametrize(
-    ("body", "part"),
-    [
-        (b"", "truncated"),
-        (b'{"prompt": ', "truncated"),
-        (b'{"prompt": nope}', "byte 12"),
-        (b"[]", "object"),
-        (b"\xff\xfe", "byte 0"),
-        (b'{"prompt": "\xff"}', ""),
-        (b'{"prompt": "\\ud800"}', ""),
-        (b"[" * 4000, ""),
-        (b'{"prompt":' + b"[" * 4000, ""),
-        (b'{"prompt": "a", "temperature": 1e999}', "range"),
-        (b'{"prompt": "a", "temperature": NaN}', ""),
-    ],
-)
-async def test_bad_json(gateway: Gateway, body: bytes, part: str) -> None:
-    error = await refused(gateway, TEXT, body)
-    assert part in error["message"]
-
-
 async def test_oversized_bodies(gateway: Gateway) -> None:
     body = {"prompt": "a" * BODY_BYTES_MAX}
     error = await refused(gateway, TEXT, body, 413)
@@ -147,12 +72,11 @@ async def test_oversized_bodies(gateway: Gateway) -> None:
     assert answer.status_code == 413
 
 
-@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
-async def test_wrong_content_type(gateway: Gateway, content_type: str | None) -> None:
-    headers = {} if content_type is None else {"content-type": content_type}
-    answer = await gateway.http.post(TEXT, content=b"{}", headers=headers)
-    assert answer.status_code == 415
-    assert "application/json" in answer.json()["error"]["message"]
+async def test_wrong_content_type(gateway: Gateway) -> None:
+    for headers in ({}, {"content-type": "text/plain"}, {"content-type": "multipart/form-data"}):
+        answer = await gateway.http.post(TEXT, content=b"{}", headers=headers)
+        assert answer.status_code == 415
+        assert "application/json" in answer.json()["error"]["message"]
 
 
 async def test_wrong_methods_and_paths(gateway: Gateway) -> None:
@@ -165,26 +89,26 @@ async def test_wrong_methods_and_paths(gateway: Gateway) -> None:
         assert missing.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"nonsense\r\n\r\n",
-        b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\ncontent-length: x\r\n\r\n",
-        b"GET /" + b"a" * 70_000,
-        b"GET / HTTP/1.1\r\nx: " + b"a" * 70_000,
-    ],
-)
-async def test_what_is_no_http(gateway: Gateway, data: bytes) -> None:
+NO_HTTP = [
+    b"nonsense\r\n\r\n",
+    b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
+    b"POST /v1/completions HTTP/1.1\r\ncontent-length: x\r\n\r\n",
+    b"GET /" + b"a" * 70_000,
+    b"GET / HTTP/1.1\r\nx: " + b"a" * 70_000,
+]
+
+
+async def test_what_is_no_http(gateway: Gateway) -> None:
     host, port = gateway.address.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(data)
-    answer = await reader.read()
-    writer.close()
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert head.split(b" ")[1] in (b"400", b"431")
-    assert json.loads(body)["error"]["message"]
-    assert b"Traceback" not in answer
+    for data in NO_HTTP:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(data)
+        answer = await reader.read()
+        writer.close()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.split(b" ")[1] in (b"400", b"431")
+        assert json.loads(body)["error"]["message"]
+        assert b"Traceback" not in answer
 
 
 async def test_health(gateway: Gateway) -> None:
@@ -279,7 +203,7 @@ async def test_no_body_breaks_it() -> None:
     """Whatever is sent: an answer, or a refusal; never the gateway's own failure."""
     bodies: list[tuple[str, bytes]] = []
 
-    @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
     @given(
         st.sampled_from([TEXT, CHAT]),
         st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=5),
