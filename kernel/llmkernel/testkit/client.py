@@ -2,7 +2,18 @@
 
 from typing import Final
 
-from libllm.events import Answer, Close, Consumed, Open, Resume, StreamFailed, StreamRow
+from libllm.events import (
+    Answer,
+    Call,
+    Close,
+    Consumed,
+    Leave,
+    Open,
+    Resume,
+    StreamFailed,
+    StreamRow,
+)
+from llmproto.base import Message
 from llmproto.connection import Failed, Hello
 from llmproto.errors import ErrorKind
 from llmproto.generation import Generate, Sampling
@@ -13,6 +24,7 @@ from llmkernel.testkit.rig import MS, OPERATOR_PROOF
 from llmkernel.testkit.world import Node, World
 
 READ_MS: Final = 4
+ASK_MS: Final = 5_000
 
 
 class Reading:
@@ -57,6 +69,7 @@ class FakeClient(Node):
         self.opened: dict[int, Generate] = {}
         self.resumed: dict[int, bytes] = {}
         self.calls = 0
+        self.left = False
 
     @property
     def done(self) -> bool:
@@ -113,6 +126,20 @@ class FakeClient(Node):
         reading.queue = []
         self.feed(Resume(self.calls, stream, offset=len(reading.text.encode())))
 
+    def leave(self) -> None:
+        """An orderly end: what it reads and did not keep is cancelled."""
+        self.left = True
+        for reading in self.streams.values():
+            reading.over = reading.over or "left"
+        self.feed(Leave())
+        self.world.after(5, self.die)
+
+    def ask(self, message: Message) -> None:
+        """Ask the kernel; what it says is looked at by nobody."""
+        self.calls += 1
+        if self.alive:
+            self.feed(Call(self.calls, message, deadline_ns=self.world.now_ns + ASK_MS * MS))
+
     def cancel(self, stream: bytes) -> None:
         """Stop listening, and end the thread."""
         reading = self.streams[stream]
@@ -123,6 +150,8 @@ class FakeClient(Node):
 
     def took(self, effect: session_events.Effect) -> None:
         """Rows and answers."""
+        if self.left:
+            return
         match effect:
             case StreamRow():
                 reading = self.streams[effect.stream]

@@ -1,13 +1,19 @@
 """One seed, one run: what is asked, what dies when, and what must hold at the end."""
 
 import random
+from functools import partial
 from typing import Final
 
 import msgspec
+from llmproto.models import ModelLoad, ModelsAsk
+from llmproto.operation import ProcessesAsk, StatusAsk, ThreadsAsk
+from llmproto.threads import ThreadRenice, ThreadResume, ThreadSuspend
 
+from llmkernel.events import JournalRoom
 from llmkernel.testkit.client import FakeClient, Reading
 from llmkernel.testkit.executor import FakeExecutor
 from llmkernel.testkit.oracle import HANGS, PAIR, POISON
+from llmkernel.testkit.rig import MS
 from llmkernel.testkit.tokenizer import FakeTokenizer
 from llmkernel.testkit.world import SIGKILL, Network, World
 
@@ -36,10 +42,10 @@ class Outcome(msgspec.Struct, frozen=True):
 class Scenario:
     """A world with requests and deaths, all drawn from one seed."""
 
-    def __init__(self, seed: int, *, checks: bool = True) -> None:
+    def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
         chance = self.chance
-        self.world = World(seed, network=chance.choice(NETWORKS), checks=checks)
+        self.world = World(seed, network=chance.choice(NETWORKS))
         self.world.programs = {"tokenizer": FakeTokenizer, "executor": FakeExecutor}
         slow = chance.choice((1.0, 1.0, 1.0, 30.0))
         self.clients = [FakeClient(self.world, slow=slow) for _ in range(chance.randint(1, 3))]
@@ -54,12 +60,12 @@ class Scenario:
             first = 0
             if bad and (number == 0 or (number == 1 and bad == PAIR)):
                 first = bad
-            world.after(chance.uniform(5, ASKING_MS), lambda first=first: self._ask(first))  # type: ignore[misc]
+            world.after(chance.uniform(5, ASKING_MS), partial(self._ask, first))
         for _ in range(chance.randint(0, 2)):
             self._later(lambda: world.crash_kernel(after_ms=chance.uniform(20, 400)))
         for role in ("executor", "tokenizer"):
             for _ in range(chance.choice((0, 0, 1, 1, 2))):
-                self._later(lambda role=role: self._kill(role))  # type: ignore[misc]
+                self._later(partial(self._kill, role))
         for _ in range(chance.randint(0, 3)):
             self._later(self._cut)
         if chance.random() < 0.2:
@@ -70,6 +76,16 @@ class Scenario:
             self._later(self._kill_client)
         for _ in range(chance.randint(0, 2)):
             self._later(self._cancel)
+        for _ in range(chance.choice((0, 0, 1, 3))):
+            self._later(self._call)
+        if chance.random() < 0.2:
+            self._later(partial(self._full, room=False))
+        if chance.random() < 0.5:
+            world.compact_every = chance.randint(1, 40)
+        if chance.random() < 0.1:
+            self._later(self._stop_kernel)
+        if len(self.clients) > 1 and chance.random() < 0.1:
+            self._later(self._leave)
 
     def _later(self, what: object) -> None:
         assert callable(what)
@@ -79,7 +95,7 @@ class Scenario:
 
     def _ask(self, first: int) -> None:
         chance = self.chance
-        living = [client for client in self.clients if client.alive]
+        living = [client for client in self.clients if client.alive and not client.left]
         prompt = [first or chance.randint(0, 600)]
         prompt += [chance.randint(0, 999) for _ in range(chance.randint(0, 20))]
         plain = not first
@@ -113,28 +129,68 @@ class Scenario:
         self.world.lose_effects = True
 
     def _kill_client(self) -> None:
-        victim = self.clients[0]
+        victim, *others = self.clients
+        heir = next((other for other in others if other.alive and not other.left), None)
+        if heir is None or victim.left:
+            return
         victim.die()
-        heir = next(client for client in self.clients if client.alive)
         for stream, reading in victim.streams.items():
             asked = any(g.key == stream[:16] for g in victim.opened.values())
             if not reading.over and not asked and not reading.deadline:
                 self.world.after(
                     self.chance.uniform(5, 500),
-                    lambda s=stream, r=reading: heir.resume(s, r),  # type: ignore[misc]
+                    partial(heir.resume, stream, reading),
                 )
 
     def _cancel(self) -> None:
         streams: list[tuple[FakeClient, bytes, Reading]] = [
             (client, stream, reading)
             for client in self.clients
-            if client.alive
+            if client.alive and not client.left
             for stream, reading in client.streams.items()
             if not reading.over
         ]
         if streams:
             client, stream, _ = self.chance.choice(streams)
             client.cancel(stream)
+
+    def _call(self) -> None:
+        """A system call on some thread, or a look at things."""
+        world, chance = self.world, self.chance
+        if world.kernel is None:
+            return
+        threads = list(world.kernel.tables.state.threads.by_id)
+        client = chance.choice([client for client in self.clients if client.alive])
+        if not threads:
+            client.ask(chance.choice((StatusAsk(), ThreadsAsk(), ProcessesAsk(), ModelsAsk())))
+            return
+        thread = chance.choice(threads)
+        match chance.randint(0, 2):
+            case 0:
+                client.ask(ThreadSuspend(thread))
+                world.after(chance.uniform(1, 600), partial(client.ask, ThreadResume(thread)))
+            case 1:
+                client.ask(ThreadRenice(thread, chance.randint(-8, 7), chance.randint(0, 3)))
+            case _:
+                client.ask(ModelLoad("o"))
+
+    def _full(self, *, room: bool) -> None:
+        """The journal's disk, for a while."""
+        self.world.handle(JournalRoom(room))
+        self.world.room = room
+        if not room:
+            self.world.after(self.chance.uniform(10, 700), partial(self._full, room=True))
+
+    def _stop_kernel(self) -> None:
+        """Somebody stops the kernel, for longer than it lets others be silent."""
+        self.world.kernel_stopped_until_ns = self.world.now_ns + int(
+            self.chance.uniform(100, 1900) * MS
+        )
+
+    def _leave(self) -> None:
+        client = self.clients[-1]
+        if client.alive and sum(client.alive for client in self.clients) > 1:
+            client.leave()
 
     # --- what must hold ---------------------------------------------------------------------------
 

@@ -157,7 +157,15 @@ class FakeTokenizer(Process):
         self.calls += 1
         self.waiting[self.calls] = what
         deadline_ns = self.world.now_ns + SPAWN_MS * MS
-        self.feed(Call(self.calls, message, cause=cause or None, deadline_ns=deadline_ns))
+        self.feed(
+            Call(
+                self.calls,
+                message,
+                cause=cause or None,
+                deadline_ns=deadline_ns if cause else None,
+                wait_exhausted=not cause,
+            )
+        )
 
     def _start(self) -> None:
         for model in MODELS:

@@ -6,7 +6,7 @@ kernel's core and the sessions' cores are the real ones.
 
 import heapq
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import blake2b
 from typing import Final
@@ -31,6 +31,7 @@ from llmkernel.events import (
     Forward,
     Halt,
     HungKilled,
+    JournalRoom,
     KernelConfig,
     KillHung,
     PeerLost,
@@ -50,6 +51,8 @@ TICK_MS: Final = 250
 SIGKILL: Final = 9
 SIGSEGV: Final = 11
 RECONNECT_MS: Final = 20
+SESSION_CHECK_EVERY: Final = 8
+"""Of the kernel's events; the kernel itself is checked after each one."""
 
 
 class Network(msgspec.Struct, frozen=True):
@@ -141,7 +144,7 @@ class Node:
                 self._wake(effect.at_ns)
             elif self.alive:
                 self.took(effect)
-        if self.world.checks:
+        if not self.world.events % SESSION_CHECK_EVERY:
             self.session.check()
 
     def _send(self, header: Header, message: Message) -> None:
@@ -213,12 +216,10 @@ class World:
         *,
         config: KernelConfig = CONFIG,
         network: Network = Network(),  # noqa: B008 - frozen
-        checks: bool = True,
     ) -> None:
         self.random = random.Random(seed)
         self.config = config
         self.network = network
-        self.checks = checks
         self.now_ns = 1_000_000_000
         self.kernel: Kernel | None = None
         self.journal: list[bytes] = []
@@ -234,6 +235,13 @@ class World:
         """What to run for each role."""
         self.events = 0
         self.trace = blake2b(digest_size=16)
+        self.room = True
+        """The journal's disk is not full."""
+        self.kernel_stopped_until_ns = 0
+        self.compact_every = 0
+        """Events between two facts of the compaction that never ends; 0: none."""
+        self._live: Iterator[facts.AnyFact] | None = None
+        self._head = 0
         self.lose_effects = False
         """The kernel dies after the next journal write, before anything is sent."""
         self._agenda: list[tuple[int, int, Callable[[], None]]] = []
@@ -301,6 +309,8 @@ class World:
         self.handle(
             Restarted(self.epoch, b"b" * 16, self.now_ns, self.config, DEVICES, children, exits)
         )
+        if not self.room:
+            self.handle(JournalRoom(False))
         self.after(TICK_MS, lambda: self._tick(kernel))
 
     def replayed(self) -> State:
@@ -322,6 +332,8 @@ class World:
         live = self.kernel.tables.state.digest()
         assert self.replayed().digest() == live, "the journal does not say what was"
         self.kernel = None
+        self._live = None
+        self.kernel_stopped_until_ns = 0
         for node in list(self.by_peer.values()):
             node.disconnect()
         self.after(after_ms, self.boot)
@@ -330,14 +342,18 @@ class World:
         """One event for the kernel; what it decides is journaled, and then happens."""
         if self.kernel is None:
             return
+        if self.now_ns < self.kernel_stopped_until_ns:
+            self.at(self.kernel_stopped_until_ns, partial(self._held_up, event, self.kernel))
+            return
         self.events += 1
         effects = self.kernel.handle(self.now_ns, event)
         for effect in effects:
             self.trace.update(self._encoder.encode(effect))
             if isinstance(effect, Record):
                 self.journal.append(facts.encode(effect.fact))
-        if self.checks:
-            self.kernel.check()
+        self.kernel.check()
+        if self.compact_every and not self.events % self.compact_every:
+            self._compact(self.kernel)
         if self.lose_effects and any(isinstance(effect, Record) for effect in effects):
             self.lose_effects = False
             self.crash_kernel(after_ms=100)
@@ -361,6 +377,23 @@ class World:
                     raise AssertionError("nobody asked for an end")
                 case _:
                     pass
+
+    def _held_up(self, event: Event, kernel: Kernel) -> None:
+        """What came while the kernel was stopped; another kernel never hears of it."""
+        if self.kernel is kernel:
+            self.handle(event)
+
+    def _compact(self, kernel: Kernel) -> None:
+        """Say one live fact again; when all are said, forget what lies before the first."""
+        if self._live is None:
+            self._head = len(self.journal)
+            self._live = kernel.tables.state.live()
+        fact = next(self._live, None)
+        if fact is not None:
+            self.journal.append(facts.encode(fact))
+            return
+        del self.journal[: self._head]
+        self._live = None
 
     # --- init -------------------------------------------------------------------------------------
 
