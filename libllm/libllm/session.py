@@ -110,7 +110,7 @@ class Session:
                 if self.state is State.UP:
                     self._post(event)
             case Woke():
-                self._wake_ns = None  # The shell has no timer now, even if it woke too early.
+                self._wake_ns = now_ns  # The shell has no timer now: what is next is said again.
                 self._woke(now_ns)
             case Call():
                 self._call(now_ns, event)
@@ -228,7 +228,7 @@ class Session:
         if self.state is State.UP:
             for _, stream in self._listening.all():
                 if stream.accepted and stream.thread is not None and not stream.resumable:
-                    self._post(Post(ThreadCancel(stream.thread)))
+                    self._post(Post(ThreadCancel(stream.thread), tenant=stream.tenant))
             self._say_acks(urgent_only=False)
             self._post(Post(Goodbye("draining" if event.draining else "done")))
         self._over(ErrorKind.UNAVAILABLE, "this connection to the system was closed")
@@ -275,11 +275,11 @@ class Session:
             case Purpose.OPEN:
                 assert isinstance(request.message, Generate)
                 for thread in self._listening.opened(now_ns, request.message, message):
-                    self._cancel(now_ns, thread)
+                    self._cancel(now_ns, thread, request.header.tenant)
             case Purpose.ATTACH:
                 outcome = self._listening.attached(now_ns, request.stream, message)
                 if isinstance(outcome, bytes):
-                    self._cancel(now_ns, outcome)
+                    self._cancel(now_ns, outcome, request.header.tenant)
                 elif outcome is not None and request.call is None:
                     self._effects.append(outcome)
             case Purpose.CALL | Purpose.CANCEL:
@@ -394,9 +394,9 @@ class Session:
             if call is not None:
                 self._listening.drop(name)
 
-    def _cancel(self, now_ns: int, thread: bytes) -> None:
+    def _cancel(self, now_ns: int, thread: bytes, tenant: int | None) -> None:
         message = ThreadCancel(thread)
-        header = request_header(message, self._new_id(), target="kernel")
+        header = request_header(message, self._new_id(), target="kernel", tenant=tenant)
         request = Request(header, message, Purpose.CANCEL)
         request.deadline_ns = now_ns + limits.LINGER_MS * MS
         self._ask(now_ns, request)
@@ -433,7 +433,7 @@ class Session:
             self._requests.remove(attaching)
         thread = self._listening.close(now_ns, name, cancel=cancel)
         if thread is not None:
-            self._cancel(now_ns, thread)
+            self._cancel(now_ns, thread, stream.tenant)
 
     # --- what goes out ----------------------------------------------------------------------------
 
