@@ -27,7 +27,12 @@ def main() -> None:
     )
     process = environment.process or "executor"
     note = environment.home.crash_note(process, environment.incarnation)
-    run(lambda port: Executor(port, settings, note), role="executor", environment=environment)
+    incarnation = environment.incarnation
+    run(
+        lambda port: Executor(port, settings, note, process=process, incarnation=incarnation),
+        role="executor",
+        environment=environment,
+    )
 
 
 if __name__ == "__main__":

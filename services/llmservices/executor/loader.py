@@ -1,6 +1,6 @@
 """From what the kernel granted and the configuration says to an engine with a model in it."""
 
-from collections.abc import Callable
+import time
 from pathlib import Path
 
 import msgspec
@@ -11,6 +11,7 @@ from llmproto.generation import Sampling
 from llmservices.executor.attention import block_bytes
 from llmservices.executor.contract import Admission, EngineConfig, PlanHook
 from llmservices.executor.core import Engine
+from llmservices.executor.costs import StepCosts
 from llmservices.models.decoder import Decoder
 from llmservices.models.loading import Model, load
 
@@ -33,8 +34,9 @@ class Settings(msgspec.Struct, frozen=True):
     config: ExecutorConfig
 
 
-def load_engine(settings: Settings, on_plan: PlanHook) -> Engine:
-    """Load, size the cache, and compute once, so that the first request does not pay for it.
+def load_engine(settings: Settings, on_plan: PlanHook, costs: StepCosts | None = None) -> Engine:
+    """Load, size the cache, and compute, so that the first request does not pay for it, and that it
+    is known what a step costs (added to `costs`).
 
     Raises RemoteError where the folder is not a model that can run here.
     """
@@ -54,7 +56,7 @@ def load_engine(settings: Settings, on_plan: PlanHook) -> Engine:
         ),
         on_plan=on_plan,
     )
-    _warm_up(engine, on_plan)
+    _warm_up(engine, on_plan, StepCosts() if costs is None else costs)
     return engine
 
 
@@ -67,24 +69,28 @@ def _kv_bytes(model: Model, config: ExecutorConfig, residents_max: int) -> int:
     return min(kv_bytes, most * block_bytes(model.spec, BLOCK_TOKENS, model.dtype))
 
 
-def _warm_up(engine: Engine, on_plan: Callable[[list[tuple[bytes, int]]], None]) -> None:
-    """One prefill and one decode of a thread that nobody asked for."""
+def _warm_up(engine: Engine, on_plan: PlanHook, costs: StepCosts) -> None:
+    """Prefill and decode threads that nobody asked for; the first pays for what is made once, the
+    second is measured."""
     tokens = min(WARM_UP_TOKENS, engine.context_tokens - 2)
     if tokens < 1:
         return
-    thread = bytes(8)
-    engine.add(
-        Admission(
-            thread=thread,
-            residency=0,
-            tokens=[0] * tokens,
-            prompt_tokens=tokens,
-            output_tokens_max=2,
-            sampling=Sampling(temperature=0.0, ignore_eos=True),
-            domain=bytes(16),
+    for residency in range(2):
+        engine.add(
+            Admission(
+                thread=bytes(8),
+                residency=residency,
+                tokens=[0] * tokens,
+                prompt_tokens=tokens,
+                output_tokens_max=2,
+                sampling=Sampling(temperature=0.0, ignore_eos=True),
+                domain=residency.to_bytes(16),  # nothing is shared between them
+            )
         )
-    )
-    for _ in range(2):
-        engine.step()
-    engine.drop(0)
+        for _ in range(2):
+            before, began_s = engine.counters.rows, time.monotonic()
+            engine.step()
+            if residency:
+                costs.add(engine.counters.rows - before, time.monotonic() - began_s)
+        engine.drop(residency)
     on_plan([])

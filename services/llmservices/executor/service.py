@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from libllm.crashnotes import CrashNote
 from libllm.events import Holding
+from libllm.metrics import Reporter
 from libllm.port import Port
 from libllm.service import Handlers, Request, Service
 from llmproto import limits, wire
@@ -22,12 +23,15 @@ from llmproto.execution import (
     Run,
     Stepped,
 )
+from llmproto.metrics import Metrics
 from llmproto.threads import Committed
 
 from llmservices.executor import steploop
 from llmservices.executor.contract import Admission, Failure, Proposal
 from llmservices.executor.core import Engine
+from llmservices.executor.costs import StepCosts
 from llmservices.executor.loader import Settings, load_engine
+from llmservices.executor.measures import Measures
 from llmservices.executor.steploop import Report, StepLoop
 
 T = TypeVar("T")
@@ -36,16 +40,23 @@ T = TypeVar("T")
 class Executor(Service):
     """One replica of one model."""
 
-    def __init__(self, port: Port, settings: Settings, note: Path) -> None:
+    def __init__(
+        self, port: Port, settings: Settings, note: Path, *, process: str, incarnation: int
+    ) -> None:
         self._port = port
         self._settings = settings
         self._note_path = note
+        self._name = (process, incarnation)
+        self._measures = Measures()
+        self._reporter = Reporter(port, self._metrics)
         self._held: dict[int, bytes] = {}
         """Residency -> thread."""
         self._current: dict[bytes, int] = {}
         """Thread -> its residency here."""
-        self._steps = 0
+        self._ends: dict[int, int] = {}
+        """Residency -> position of its proposed end."""
         self._blocks_free = 0
+        self._failure: LoadFailed | None = None
         self._engine: Engine | None = None
         self._loop: StepLoop | None = None
 
@@ -59,19 +70,21 @@ class Executor(Service):
         }
 
     def holding(self) -> Holding:
-        """The residencies."""
-        progress = 0 if self._engine is None else self._steps + 1
+        """The residencies; every step is progress, those of a long prefill too."""
+        progress = 0 if self._engine is None else self._engine.counters.steps + 1
         return Holding(progress, list(self._held.values()), list(self._held))
 
     async def start(self) -> None:
         """Load the model; without it there is nothing to serve."""
         note = CrashNote(self._note_path)
-        self._port.working("loading", budget_ms=limits.WORKING_MS_MAX)
+        costs = StepCosts()
+        self.welcomed()
         try:
-            engine = await asyncio.to_thread(load_engine, self._settings, note.write)
+            engine = await asyncio.to_thread(load_engine, self._settings, note.write, costs)
         except RemoteError as error:
-            failed = LoadFailed(self._settings.model, error.kind, error.detail)
-            self._port.send(failed)
+            detail = error.detail[: limits.DETAIL_BYTES_MAX]
+            self._failure = LoadFailed(self._settings.model, error.kind, detail)
+            self.welcomed()
             await asyncio.Event().wait()  # the kernel stops this process
             raise AssertionError("unreachable") from None
         note.clear()
@@ -80,16 +93,26 @@ class Executor(Service):
         self._loop = StepLoop(
             engine,
             note,
+            costs,
             report=self._from_thread(self._reported),
             broke=self._from_thread(self._broke),
             working=self._from_thread(self._working),
         )
         self._loop.start()
         self.welcomed()
+        self._port.working("loading", budget_ms=0)
+        self._reporter.start()
 
     def welcomed(self) -> None:
-        """The kernel must know what this is, what it holds, and what it proposed."""
+        """The kernel must know what this is, what it holds, and what it proposed.
+
+        Said at each turn of this process too, because the connection may stand before or after it.
+        """
+        if self._failure is not None:
+            self._port.send(self._failure)
+            return
         if self._engine is None or self._loop is None:
+            self._port.working("loading", budget_ms=limits.WORKING_MS_MAX)
             return
         engine = self._engine
         ready = ExecutorReady(
@@ -106,6 +129,12 @@ class Executor(Service):
         held = self.holding()
         self._port.send(Beat(held.progress, held.threads, held.positions))
         self._loop.order(steploop.Resend())
+
+    async def drain(self) -> None:
+        """The step that is at work is finished and reported; the kernel has all of it."""
+        if self._loop is not None:
+            await asyncio.to_thread(self._loop.stop)
+        self._reporter.stop()
 
     def _from_thread(self, call: Callable[[T], None]) -> Callable[[T], None]:
         """The same call, made on the event loop by another thread."""
@@ -149,6 +178,8 @@ class Executor(Service):
             if residency is not None:
                 residencies.append(residency)
                 positions.append(position)
+                if self._ends.get(residency, position + 1) <= position:
+                    self._forget(residency)  # the step thread drops it at the same mark
         if residencies and self._loop is not None:
             self._loop.order(steploop.Mark(residencies, positions))
 
@@ -165,6 +196,7 @@ class Executor(Service):
             self._loop.order(steploop.Resend(resync.residency, resync.position))
 
     def _forget(self, residency: int) -> None:
+        self._ends.pop(residency, None)
         thread = self._held.pop(residency, None)
         if thread is not None and self._current.get(thread) == residency:
             del self._current[thread]
@@ -172,10 +204,14 @@ class Executor(Service):
     # --- reports ----------------------------------------------------------------------------------
 
     def _reported(self, report: Report) -> None:
-        self._steps = report.steps
         self._blocks_free = report.blocks_free
+        for row in report.rows:
+            if row.end:
+                self._ends[row.residency] = row.position
         if report.rows:
             self._port.send(stepped(report.rows, report.blocks_free))
+        self._measures.take(report)
+        self._reporter.changed()
         if report.gave_back:
             threads = [thread for thread, _ in report.gave_back]
             residencies = [residency for _, residency in report.gave_back]
@@ -197,6 +233,12 @@ class Executor(Service):
             return
         self._forget(failure.residency)
         self._port.send(Refused(failure.thread, failure.residency, error.kind, error.detail))
+
+    def _metrics(self) -> Metrics:
+        blocks = 0 if self._engine is None else self._engine.blocks
+        return self._measures.report(
+            *self._name, residents=len(self._held), blocks=blocks, blocks_free=self._blocks_free
+        )
 
     def _broke(self, error: BaseException) -> None:
         """The step thread is dead, and the process with it."""

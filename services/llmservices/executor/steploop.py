@@ -15,13 +15,11 @@ from libllm.crashnotes import CrashNote
 from llmproto import limits
 from llmproto.errors import RemoteError
 
-from llmservices.executor.contract import Admission, Failure, Proposal, StepResult
+from llmservices.executor.contract import Admission, Counters, Failure, Proposal, StepResult
 from llmservices.executor.core import Engine
+from llmservices.executor.costs import StepCosts, announced_ms
 
 RESEND_S: Final = limits.RUN_RESEND_MS / 1000
-WARM_UP_TOKENS: Final = 64
-SAFETY: Final = 4.0
-"""A step may take so many times its predicted cost before it counts as hung."""
 
 
 class Add(msgspec.Struct, frozen=True):
@@ -50,7 +48,11 @@ class Resend(msgspec.Struct, frozen=True):
     position: int = 0
 
 
-Order = Add | Drop | Mark | Resend
+class Stop(msgspec.Struct, frozen=True):
+    """No step follows; the thread ends."""
+
+
+Order = Add | Drop | Mark | Resend | Stop
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -60,7 +62,10 @@ class Report(msgspec.Struct, frozen=True):
     gave_back: list[tuple[bytes, int]]
     failed: list[Failure]
     blocks_free: int
-    steps: int
+    counters: Counters
+    """As they stood then."""
+    step_s: float | None = None
+    """How long the step took, where this is the report of one."""
 
 
 class StepLoop:
@@ -74,6 +79,7 @@ class StepLoop:
         self,
         engine: Engine,
         note: CrashNote,
+        costs: StepCosts,
         *,
         report: Callable[[Report], None],
         broke: Callable[[BaseException], None],
@@ -92,13 +98,21 @@ class StepLoop:
         """Residency -> highest position proposed and not under the watermark."""
         self._ends: dict[int, int] = {}
         """Residency -> position of its end."""
-        self._row_s = 0.0
-        """Seconds a computed row takes, at the slowest seen lately."""
+        self._prefilling: dict[int, int] = {}
+        """Residency -> ids that were to be computed when it came; until its first proposal."""
+        self._costs = costs
+        self._announced_s = 0.0
+        """Until when the kernel was told to be patient."""
         self._thread = threading.Thread(target=self._run, name="steps", daemon=True)
 
     def start(self) -> None:
         """Begin."""
         self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the step that it is at, and wait for that."""
+        self.order(Stop())
+        self._thread.join()
 
     def order(self, order: Order) -> None:
         """Called by the event loop's thread."""
@@ -110,8 +124,7 @@ class StepLoop:
 
     def _run(self) -> None:
         try:
-            while True:
-                self._obey()
+            while self._obey():
                 if self._engine.runnable():
                     self._step()
                 else:
@@ -127,7 +140,8 @@ class StepLoop:
             self._marked_s = time.monotonic()
             self._resend(Resend())
 
-    def _obey(self) -> None:
+    def _obey(self) -> bool:
+        """Do what was ordered; False when that is to end."""
         while self._orders:
             order = self._orders.popleft()
             match order:
@@ -140,6 +154,9 @@ class StepLoop:
                         self._drop(residency)
                 case Resend():
                     self._resend(order)
+                case Stop():
+                    return False
+        return True
 
     def _add(self, admission: Admission) -> None:
         try:
@@ -147,11 +164,17 @@ class StepLoop:
         except RemoteError as error:
             failure = Failure(admission.thread, admission.residency, error)
             self._say(StepResult([], [], [failure], self._engine.blocks_free))
+        else:
+            self._prefilling[admission.residency] = len(admission.tokens)
 
     def _drop(self, residency: int) -> None:
         self._engine.drop(residency)
+        self._forget(residency)
+
+    def _forget(self, residency: int) -> None:
         self._proposed.pop(residency, None)
         self._ends.pop(residency, None)
+        self._prefilling.pop(residency, None)
 
     def _mark(self, mark: Mark) -> None:
         self._marked_s = time.monotonic()
@@ -173,33 +196,46 @@ class StepLoop:
 
     def _step(self) -> None:
         before = self._engine.counters.rows
+        self._announce()
         began_s = time.monotonic()
-        if self._proposed or self._row_s:
-            budget_ms = int(self._row_s * self._engine.config.step_tokens * SAFETY * 1000)
-            if budget_ms > limits.STEP_BUDGET_MS:
-                self._working(min(budget_ms, limits.WORKING_MS_MAX))
         result = self._engine.step()
         self._note.clear()
+        step_s = time.monotonic() - began_s
         rows = self._engine.counters.rows - before
         if rows:
-            row_s = (time.monotonic() - began_s) / rows
-            self._row_s = max(row_s if rows >= WARM_UP_TOKENS else 0.0, 0.9 * self._row_s)
+            self._costs.add(rows, step_s)
         for row in result.rows:
             self._proposed[row.residency] = row.position
+            self._prefilling.pop(row.residency, None)
             if row.end:
                 self._ends[row.residency] = row.position
         for _, residency in result.gave_back:
-            self._proposed.pop(residency, None)
-        if result.rows or result.gave_back or result.failed:
-            self._say(result)
+            self._forget(residency)
+        for failure in result.failed:
+            self._forget(failure.residency)
+        if rows or result.gave_back or result.failed:
+            self._say(result, step_s)
 
-    def _say(self, result: StepResult) -> None:
+    def _announce(self) -> None:
+        """Ask for patience where the step may take long."""
+        decoding = len(self._proposed) + len(self._prefilling)
+        pending = sum(self._prefilling.values()) + decoding  # at most residents_max of them
+        budget_ms = announced_ms(self._costs, min(pending, self._engine.config.step_tokens))
+        if budget_ms is None:
+            return
+        until_s = time.monotonic() + budget_ms / 1000
+        if until_s > self._announced_s:
+            self._announced_s = until_s
+            self._working(budget_ms)
+
+    def _say(self, result: StepResult, step_s: float | None = None) -> None:
         self._report(
             Report(
                 result.rows,
                 result.gave_back,
                 result.failed,
                 result.blocks_free,
-                self._engine.counters.steps,
+                msgspec.structs.replace(self._engine.counters),
+                step_s,
             )
         )

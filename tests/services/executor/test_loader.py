@@ -1,0 +1,41 @@
+"""From settings to an engine that is warm."""
+
+from pathlib import Path
+
+import pytest
+from libllm.config import ExecutorConfig
+from llmproto.errors import ErrorKind, RemoteError
+from llmservices.executor.costs import UNKNOWN_MS, StepCosts
+from llmservices.executor.loader import Settings, load_engine
+
+
+def settings(folder: Path, config: ExecutorConfig | None = None) -> Settings:
+    config = config or ExecutorConfig(mode="exact", threads=1)
+    return Settings("tiny", folder, bytes(16), "cpu0", [0], config)
+
+
+def test_it_has_computed_and_left_nothing_behind(tiny_folder: Path) -> None:
+    plans: list[list[tuple[bytes, int]]] = []
+    costs = StepCosts()
+    engine = load_engine(settings(tiny_folder), plans.append, costs)
+    assert plans[0] == [(bytes(8), 32)]
+    assert plans[-1] == []
+    assert engine.residencies() == []
+    assert engine.blocks_free == engine.blocks
+    assert engine.counters.cached_tokens == 0
+    assert costs.budget_ms(512) != UNKNOWN_MS
+    engine.check()
+
+
+def test_the_cache_is_no_larger_than_all_contexts(tiny_folder: Path) -> None:
+    config = ExecutorConfig(mode="exact", threads=1, residents_max=3)
+    engine = load_engine(settings(tiny_folder, config), lambda plan: None)
+    assert engine.blocks == 3 * (160 // 16)
+    assert engine.config.residents_max == 3
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RemoteError) as refused:
+        load_engine(settings(tmp_path), lambda plan: None)
+    assert refused.value.kind is ErrorKind.INVALID
+    assert str(tmp_path) in refused.value.detail
