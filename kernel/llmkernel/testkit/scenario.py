@@ -10,7 +10,7 @@ from llmproto.operation import ProcessesAsk, StatusAsk, ThreadsAsk
 from llmproto.threads import ThreadRenice, ThreadResume, ThreadSuspend
 
 from llmkernel.events import JournalRoom
-from llmkernel.testkit.client import FakeClient, Reading
+from llmkernel.testkit.client import ASK_MS, FakeClient, Reading
 from llmkernel.testkit.executor import FakeExecutor
 from llmkernel.testkit.oracle import HANGS, PAIR, POISON
 from llmkernel.testkit.rig import MS
@@ -49,6 +49,8 @@ class Scenario:
         self.world.programs = {"tokenizer": FakeTokenizer, "executor": FakeExecutor}
         slow = chance.choice((1.0, 1.0, 1.0, 30.0))
         self.clients = [FakeClient(self.world, slow=slow) for _ in range(chance.randint(1, 3))]
+        self.suspends = False
+        """A Suspend may be repeated after its Resume."""
         self._plan()
 
     def _plan(self) -> None:
@@ -167,12 +169,17 @@ class Scenario:
         thread = chance.choice(threads)
         match chance.randint(0, 2):
             case 0:
+                self.suspends = True
                 client.ask(ThreadSuspend(thread))
-                world.after(chance.uniform(1, 600), partial(client.ask, ThreadResume(thread)))
+                world.after(chance.uniform(1, 600), partial(self._resume, thread))
             case 1:
                 client.ask(ThreadRenice(thread, chance.randint(-8, 7), chance.randint(0, 3)))
             case _:
                 client.ask(ModelLoad("o"))
+
+    def _resume(self, thread: bytes) -> None:
+        living = [client for client in self.clients if client.alive and not client.left]
+        self.chance.choice(living).ask(ThreadResume(thread))
 
     def _full(self, *, room: bool) -> None:
         """The journal's disk, for a while."""
@@ -200,6 +207,12 @@ class Scenario:
         world.run(DYING_MS + 100)
         world.network = Network()
         world.lose_effects = False
+        if self.suspends:
+            world.run(2 * ASK_MS)
+            assert world.kernel is not None
+            for thread in world.kernel.tables.state.threads:
+                if thread.suspended:
+                    self._resume(thread.id)
         world.run(HEALED_MS, until=self._settled)
         unread = [
             (stream.hex(), reading.text, reading.twin)

@@ -12,6 +12,7 @@ from llmproto.generation import (
     Attach,
     Attached,
     Generate,
+    Sampling,
     StreamAcked,
     StreamEnd,
     Text,
@@ -152,7 +153,12 @@ class FakeTokenizer(Process):
         self.feed(Post(message, peer=peer, reply_to=reply_to))
 
     def _ask(
-        self, message: Message, what: tuple[str, Asking | Header, int, Message], cause: bytes
+        self,
+        message: Message,
+        what: tuple[str, Asking | Header, int, Message],
+        cause: bytes,
+        *,
+        insist: bool = False,
     ) -> None:
         self.calls += 1
         self.waiting[self.calls] = what
@@ -163,7 +169,7 @@ class FakeTokenizer(Process):
                 message,
                 cause=cause or None,
                 deadline_ns=deadline_ns if cause else None,
-                wait_exhausted=not cause,
+                wait_exhausted=insist or not cause,
             )
         )
 
@@ -208,23 +214,26 @@ class FakeTokenizer(Process):
             return
         self.progress += 1
         asking = self.asking[header.id] = Asking(header, generate)
-        tokens = generate.prompt_tokens or []
+        self._spawn(asking, 0)
+
+    def _spawn(self, asking: Asking, index: int) -> None:
+        """The first choice alone decides whether the request is accepted: once it is, the others
+        are insisted on, for no thread whose text may have been read can be taken back."""
+        header, generate = asking.header, asking.generate
         assert generate.output_tokens_max is not None
-        for index in range(generate.choices):
-            sampling = generate.sampling
-            spawn = ThreadSpawn(
-                key=generate.key,
-                index=index,
-                digest=generate.key[::-1],
-                model=generate.model or MODEL.name,
-                tokens=pack_tokens(tokens),
-                output_tokens_max=generate.output_tokens_max,
-                sampling=type(sampling)(temperature=0.0, seed=sampling.seed + index),
-                sink_state=generate.key + bytes((index,)) + "".join(generate.stops).encode(),
-                deadline_ms=header.deadline_ms,
-                resumable=generate.resumable,
-            )
-            self._ask(spawn, ("spawn", asking, index, spawn), header.id)
+        spawn = ThreadSpawn(
+            key=generate.key,
+            index=index,
+            digest=generate.key[::-1],
+            model=generate.model or MODEL.name,
+            tokens=pack_tokens(generate.prompt_tokens or []),
+            output_tokens_max=generate.output_tokens_max,
+            sampling=Sampling(temperature=0.0, seed=generate.sampling.seed + index),
+            sink_state=generate.key + bytes((index,)) + "".join(generate.stops).encode(),
+            deadline_ms=header.deadline_ms,
+            resumable=generate.resumable,
+        )
+        self._ask(spawn, ("spawn", asking, index, spawn), header.id, insist=index > 0)
 
     def _answered(self, effect: Answer) -> None:
         what, whose, index, asked = self.waiting.pop(effect.call)
@@ -262,6 +271,9 @@ class FakeTokenizer(Process):
                         prompt_tokens=len(spawn.tokens) // 4,
                     )
                 )
+            if index == 0:
+                for other in range(1, asking.generate.choices):
+                    self._spawn(asking, other)
             if asking.failed:
                 self.say(ThreadCancel(answer.thread))
             elif len(asking.threads) == asking.generate.choices:
