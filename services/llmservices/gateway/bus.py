@@ -14,12 +14,16 @@ from libllm.listening import stream_id
 from libllm.port import MessageT, Port, expect
 from llmproto import limits
 from llmproto.base import Message
+from llmproto.connection import Failed
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.generation import Accepted, Attached, Generate
 
 from llmservices.gateway.llm import Inbox
 
 MS: Final = 1_000_000
+HANDLE_WAITS_S: Final = (0.05, 0.2, 0.5)
+"""A new kernel does not know a tenant's handle until its key was presented again, which may be just
+after the request was repeated: it is made anew, under its key."""
 KEPT_MAX: Final = 1024
 """Ends that wait for their acknowledgement; beyond that the oldest is acknowledged early."""
 
@@ -81,9 +85,14 @@ class BusLlm:
         for stream in streams:
             self._listen(stream, inbox)
         try:
-            answer = await self._ask(
-                lambda call: Open(call, generate, tenant=tenant), patience_ms, "taken"
-            )
+            for wait_s in (*HANDLE_WAITS_S, None):
+                answer = await self._ask(
+                    lambda call: Open(call, generate, tenant=tenant), patience_ms, "taken"
+                )
+                stale = isinstance(answer, Failed) and answer.kind is ErrorKind.STALE
+                if not stale or tenant is None or wait_s is None:
+                    break
+                await asyncio.sleep(wait_s)
             return expect(answer, Accepted)
         except BaseException:
             for stream in streams:

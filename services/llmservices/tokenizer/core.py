@@ -150,10 +150,13 @@ class SinkThread:
         first.
 
         `tokens` is that of the last row that it consumed; scores of earlier rows are forgotten.
+        Of a resumable thread nothing is forgotten.
         """
         if offset > self._emitted:
             raise self._stale(offset)
         self._acked = max(self._acked, offset)
+        if self.state.resumable:
+            return self.acked_position()
         if self._acked - self._text_base >= FORGET_BYTES:
             del self._text[: self._acked - self._text_base]
             self._text_base = self._acked

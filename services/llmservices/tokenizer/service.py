@@ -150,6 +150,7 @@ class Tokenizer(Service):
             hidden=prepared.hidden,
             wants_scores=sampling.logprobs is not None,
             wants_prompt_scores=sampling.prompt_logprobs and sampling.logprobs is not None,
+            resumable=generate.resumable,
         )
         future: asyncio.Future[bytes] = self._port.loop.create_future()
 
@@ -341,8 +342,8 @@ class Tokenizer(Service):
             acked.streams, acked.offsets, acked.tokens, acked.ended
         ):
             live = self._streams.by_stream.get(stream)
-            if live is None or live.tenant != request.tenant:
-                continue
+            if live is None or live.session != request.source:
+                continue  # read by another session by now
             if offset > live.text.emitted:
                 continue  # a reader ahead of a sink that is still catching up; it says it again
             position = live.text.ack(offset, tokens)
@@ -367,7 +368,7 @@ class Tokenizer(Service):
                 f"stream {attach.stream.hex()} is not known: it ended and its end was consumed, "
                 "or it never was",
             )
-        if live.session != request.source:
+        if live.session != request.source or live.tenant != request.tenant:
             await self._port.call(ThreadAdopt(live.thread), Done, cause=request.id)
             live = self._streams.by_stream.get(attach.stream, live)
             live.session = request.source

@@ -26,6 +26,9 @@ class SinkState(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True
     """End-of-sequence and stop tokens: they are no text, wherever they stand."""
     wants_scores: bool = False
     wants_prompt_scores: bool = False
+    resumable: bool = False
+    """Text and scores are kept until the end was consumed: what reached the reader's connection may
+    not have reached the reader."""
 
     def encode(self) -> bytes:
         """The bytes for ThreadSpawn; INVALID where they are too many."""

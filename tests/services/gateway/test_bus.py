@@ -94,6 +94,21 @@ async def test_a_refusal_leaves_nothing_behind() -> None:
     check(llm, streams=0)
 
 
+async def test_a_handle_that_a_new_kernel_does_not_know_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bus_module, "HANDLE_WAITS_S", (0.0, 0.0))
+    port = ScriptedPort({Open: Failed(ErrorKind.STALE, "not given")})
+    llm = BusLlm(port)
+    with pytest.raises(RemoteError) as caught:
+        await opened(port, llm, Inbox())
+    assert caught.value.kind is ErrorKind.STALE
+    asked = [event.generate for event in port.events if isinstance(event, Open)]
+    assert len(asked) == 3
+    assert len(set(map(repr, asked))) == 1
+    check(llm, streams=0)
+
+
 async def test_patience() -> None:
     port = ScriptedPort({})
     llm = BusLlm(port)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from array import array
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -212,6 +213,21 @@ def test_acknowledged_text_is_forgotten(vocabularies: Vocabularies) -> None:
     with pytest.raises(RemoteError, match="kept from"):
         thread.since(0)
     assert thread.kept_bytes < 100_000
+
+
+def test_a_resumable_thread_forgets_nothing(vocabularies: Vocabularies) -> None:
+    vocabulary = vocabularies["fallback"]
+    (word,) = ids(vocabulary, "▁ab")
+    resumable = msgspec.structs.replace(state(scores=True), resumable=True)
+    thread = SinkThread(vocabulary, resumable, PROMPT)
+    for position in range(2, 5_002):
+        thread.push(position, word, score=TokenScore(word, -1.0))
+        assert thread.ack(thread.emitted, thread.tokens) == position
+    thread.check()
+    whole = thread.since(0)
+    assert len(whole.text) == 15_000
+    assert whole.scores is not None
+    assert len(whole.scores) == 5_000
 
 
 def test_tokens_without_text_are_acknowledged(vocabularies: Vocabularies) -> None:
