@@ -42,53 +42,69 @@ class Commits:
         if not t.journal_room:
             return  # asked for again (Resync) when there is room
         residents = process.residents
+        credit, now_ns = limits.CREDIT_TOKENS, t.now_ns
         rows: list[int] = []
         members: list[Thread] = []
-        ended: list[tuple[Thread, int, int]] = []
+        ended: dict[int, tuple[Thread, int]] = {}
         full: list[Thread] = []
-        unknown: list[int] = []
-        astray: list[Thread] = []
-        marks: list[Thread] = []
+        odd: list[tuple[int, Thread | None]] = []
+        """Rows that are not the next ones of their threads."""
         row = -1
         for name, residency, position, token, end in zip(*columns):
             row += 1
             thread = residents.get(residency)
-            if thread is None or thread.id != name:
-                unknown.append(residency)
+            if thread is None or thread.id != name or position != len(thread.tokens):
+                odd.append((row, thread))
                 continue
-            tokens = thread.tokens
-            marks.append(thread)
-            if position != len(tokens):
-                if position > len(tokens):
-                    t.send(session, Resync(thread.id, residency, len(tokens)))
-                elif token is not None and token != tokens[position]:
-                    astray.append(thread)
+            if ended and any(thread is over for over, _ in ended.values()):
+                odd.append((row, thread))  # nothing follows an end, whatever its executor says
                 continue
-            if ended and any(thread is over for over, _, _ in ended):
-                continue  # nothing follows an end, whatever its executor says
-            if token is not None:
-                length_max = thread.prompt_tokens + thread.output_tokens_max
-                if position < length_max:
-                    tokens.append(token)
-                    rows.append(row)
-                    members.append(thread)
-                    if position - thread.credit_from >= limits.CREDIT_TOKENS:
-                        full.append(thread)
-                if position + 1 >= length_max:
-                    end = end or END_LENGTH
-            if end:
-                ended.append((thread, end, row))
+            if token is not None and position < thread.length_max:
+                thread.tokens.append(token)
+                thread.sink_ns = now_ns
+                rows.append(row)
+                members.append(thread)
+                if position - thread.credit_from >= credit:
+                    full.append(thread)
+            if end or (token is not None and position + 1 >= thread.length_max):
+                ended[row] = (thread, end or END_LENGTH)
         if rows:
-            self._commit(step, rows, members, {row: end for _, end, row in ended})
+            self._commit(step, rows, members, ended)
         self._ends(step, ended, rows)
-        self._mark(session, marks)
-        if unknown:
-            t.send(session, Drop(unknown))
-        for thread in astray:
-            self._astray(thread)
+        if len(rows) == row + 1:
+            t.send(session, Committed(step.threads, step.positions, [], []))
+        else:
+            marks = self._odd(session, step, odd)
+            marks.update((thread.id, len(thread.tokens) - 1) for thread, _ in ended.values())
+            marks.update((thread.id, len(thread.tokens) - 1) for thread in members)
+            if marks:
+                t.send(session, Committed(list(marks), list(marks.values()), [], []))
         for thread in full:
             if not thread.end:
                 self._lifecycle.pause(thread)
+
+    def _odd(
+        self, session: Session, step: Stepped, odd: list[tuple[int, Thread | None]]
+    ) -> dict[bytes, int]:
+        """Rows that are not the next ones of their threads.  Gives the watermarks to repeat."""
+        t = self._t
+        marks: dict[bytes, int] = {}
+        unknown: list[int] = []
+        for row, thread in odd:
+            residency, position = step.residencies[row], step.positions[row]
+            if thread is None or thread.id != step.threads[row]:
+                unknown.append(residency)
+                continue
+            marks[thread.id] = len(thread.tokens) - 1
+            if position > len(thread.tokens):
+                t.send(session, Resync(thread.id, residency, len(thread.tokens)))
+            elif position < len(thread.tokens) and thread.residency == residency:
+                token = step.tokens[row]
+                if token is not None and token != thread.tokens[position]:
+                    self._astray(thread)
+        if unknown:
+            t.send(session, Drop(unknown))
+        return marks
 
     def _astray(self, thread: Thread) -> None:
         """Its residency computes from tokens that are not the committed ones: it began before the
@@ -98,7 +114,11 @@ class Commits:
         self._lifecycle.queue(thread)
 
     def _commit(
-        self, step: Stepped, rows: list[int], members: list[Thread], ends: dict[int, int]
+        self,
+        step: Stepped,
+        rows: list[int],
+        members: list[Thread],
+        ended: dict[int, tuple[Thread, int]],
     ) -> None:
         """Journal the accepted rows (their tokens are in the threads already) and tell the
         sinks."""
@@ -122,29 +142,26 @@ class Commits:
             for thread, score_list in zip(members, prompt_scores):
                 if score_list is not None:
                     thread.prompt_scores = score_list
-        facts = [token for token in tokens if token is not None]
-        t.record_applied(TokensCommitted(threads, positions, facts, scores, prompt_scores))
+        # No accepted row lacks its token.
+        t.record_applied(TokensCommitted(threads, positions, tokens, scores, prompt_scores))
         t.tokens_committed += len(rows)
         poison = t.poisons.get(members[0].model)
         if poison is not None and poison.watching:
             for thread in members:
                 if poison.committed(thread.id):
                     t.dirty = True
-        end_column = [ends.get(row, 0) for row in rows] if ends else [0] * len(rows)
+        end_column = [0] * len(rows)
+        for place, row in enumerate(rows) if ended else ():
+            if row in ended:
+                end_column[place] = ended[row][1]
         columns = Committed(threads, positions, tokens, end_column, scores, None, prompt_scores)
         self._tell(members, columns)
 
     def _tell(self, members: list[Thread], columns: Committed) -> None:
         """One message to each sink."""
         t = self._t
-        now_ns = t.now_ns
         first = members[0].sink
-        mixed = False
-        for thread in members:
-            thread.sink_ns = now_ns
-            if thread.sink != first:
-                mixed = True
-        if not mixed:
+        if len({thread.sink for thread in members}) == 1:
             sink = t.sessions.of_service(first)
             if sink is not None and sink.reconciled:
                 t.send(sink, columns)
@@ -157,23 +174,17 @@ class Commits:
             if sink is not None and sink.reconciled:
                 t.send(sink, _rows(columns, rows))
 
-    def _ends(self, step: Stepped, ended: list[tuple[Thread, int, int]], rows: list[int]) -> None:
+    def _ends(self, step: Stepped, ended: dict[int, tuple[Thread, int]], rows: list[int]) -> None:
         """Journal the ends; a row with a token told its sink already."""
+        if not ended:
+            return
         told = set(rows)
-        for thread, end, row in ended:
+        for row, (thread, end) in ended.items():
             if row not in told and step.prompt_scores is not None:
                 thread.prompt_scores = step.prompt_scores[row]
                 # Durable with the end: written as a whole context, since no token carries it.
                 self._t.record_applied(thread.admitted())
-            untold = row not in told  # no watermark reaches an end without a token
-            self._lifecycle.finish(thread, end, tell_executor=untold, tell_sink=untold)
-
-    def _mark(self, session: Session, members: list[Thread]) -> None:
-        """Tell the executor how far each thread is committed: the watermark."""
-        if members:
-            names = [thread.id for thread in members]
-            positions = [len(thread.tokens) - 1 for thread in members]
-            self._t.send(session, Committed(names, positions, [], []))
+            self._lifecycle.finish(thread, end, tell_executor=False, tell_sink=row not in told)
 
     def resync(self, session: Session, process: Process) -> None:
         """Ask an executor to send again what it proposed and was not committed."""

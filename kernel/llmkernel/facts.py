@@ -5,6 +5,7 @@ end, with a default, so that an older journal stays readable.  Applying the same
 order gives the same durable state (`llmkernel.state`).
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -66,7 +67,8 @@ class TokensCommitted(Fact, frozen=True, tag=3):
 
     threads: list[bytes]
     positions: list[int]
-    tokens: list[int]
+    tokens: Sequence[int | None]
+    """Never absent; the type is that of the message that they came in."""
     scores: list[TokenScore | None] | None = None
     prompt_scores: list[list[TokenScore] | None] | None = None
 

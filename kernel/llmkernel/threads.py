@@ -36,6 +36,7 @@ class Thread:
         "id",
         "index",
         "key",
+        "length_max",
         "lingering_ns",
         "model",
         "output_tokens_max",
@@ -72,6 +73,7 @@ class Thread:
         self.tokens: array.array[int] = unpack_tokens(fact.tokens)
         self.prompt_tokens = fact.prompt_tokens
         self.output_tokens_max = fact.output_tokens_max
+        self.length_max = fact.prompt_tokens + fact.output_tokens_max
         self.sampling: Sampling = fact.sampling
         self.sink = fact.sink
         self.sink_state = fact.sink_state
