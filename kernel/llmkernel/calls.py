@@ -360,7 +360,8 @@ class Calls:
             return Done()
         process = self._t.processes.by_name.get(call.name)
         if process is None or process.pid is None:
-            names = ", ".join(p.name for p in self._t.processes.by_name.values() if p.pid)
+            others = (p.name for p in self._t.processes.by_name.values() if p.pid)
+            names = ", ".join((*self._t.pids, *others))
             raise RemoteError(ErrorKind.STALE, f"no process {call.name!r} runs; there is: {names}")
         effect = SignalChild(process.pid, process.incarnation, call.signal)
         self._t.effects.append(effect)
