@@ -28,6 +28,7 @@ from libllm import boot
 EXACT = (
     '[executor]\nmode = "exact"\n[gateway]\nport = 0\n[services]\nrun = ["tokenizer", "monitor"]\n'
 )
+SERVED = '[executor]\nmode = "exact"\n[gateway]\nport = 0\n'
 PROMPTS = (
     "The for statement",
     "A list is",
@@ -198,6 +199,20 @@ def shared() -> Iterator[System]:
     """One system in exact mode for all tests of a module that leave it as they found it."""
     root = Path(tempfile.mkdtemp(prefix="llmos-"))
     (root / "config.toml").write_text(EXACT)
+    system = System(Home.find(root))
+    system.boot()
+    yield system
+    try:
+        system.stop()
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[System]:
+    """One system with a gateway, in exact mode, for all tests that leave it as they found it."""
+    root = Path(tempfile.mkdtemp(prefix="llmos-"))
+    (root / "config.toml").write_text(SERVED)
     system = System(Home.find(root))
     system.boot()
     yield system
