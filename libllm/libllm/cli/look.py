@@ -65,6 +65,7 @@ def top(
     ] = None,
 ) -> None:
     """Watch processes and threads; Ctrl-C ends it."""
+    import contextlib
     import itertools
     import time
 
@@ -83,7 +84,10 @@ def top(
             return
         from rich.live import Live
 
-        with Live(console=console(), screen=True, auto_refresh=False) as live:
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            Live(console=console(), screen=True, auto_refresh=False) as live,
+        ):
             for number in looks:
                 if number:
                     time.sleep(interval)

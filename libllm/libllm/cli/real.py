@@ -14,7 +14,7 @@ from llmproto.operation import ProcessRow, ProcessState
 from libllm import boot, sync
 from libllm.cli import logfiles
 from libllm.cli.system import Operator
-from libllm.config import Home
+from libllm.config import Home, SystemConfig
 
 STOP_S: Final = 20.0
 """Init ends within its phases' times, which are less."""
@@ -48,9 +48,11 @@ class RealSystem:
         """Until it is ready; False where it ran already.  RemoteError with the reason otherwise,
         and what was booted is stopped again."""
         ran = boot.is_running(home)
+        if not ran:
+            SystemConfig.read(home.config)  # the kernel's refusal would only stand in its log
         try:
             self._boot(home, time.monotonic() + timeout_s)
-        except RemoteError:
+        except (RemoteError, KeyboardInterrupt):
             if not ran:
                 self.stop(home)
             raise
@@ -66,13 +68,23 @@ class RealSystem:
             except RemoteError as error:
                 if error.kind is not ErrorKind.DEADLINE or left_s <= TURN_S:
                     raise
-            with self.connect(home) as operator:
-                hopeless = [row for row in operator.ps() if is_hopeless(row)]
-            if hopeless:
-                raise RemoteError(ErrorKind.UNAVAILABLE, why_hopeless(home, hopeless[0]))
+            hopeless = self._hopeless(home)
+            if hopeless is not None:
+                raise RemoteError(ErrorKind.UNAVAILABLE, why_hopeless(home, hopeless))
+
+    def _hopeless(self, home: Home) -> ProcessRow | None:
+        """A process that will not get ready; None where the kernel does not answer yet."""
+        try:
+            with sync.connect(home.root, timeout_s=1.0) as client:
+                return next((row for row in client.ps() if is_hopeless(row)), None)
+        except RemoteError as error:
+            if error.kind not in (ErrorKind.DEADLINE, ErrorKind.UNAVAILABLE):
+                raise
+            return None
 
     def become(self, home: Home) -> NoReturn:
         """Boot in the foreground, in the place of this process."""
+        SystemConfig.read(home.config)
         boot.boot_foreground(home)
 
     def stop(self, home: Home) -> bool:
