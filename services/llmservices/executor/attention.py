@@ -3,9 +3,9 @@
 Legend: N rows (query tokens), S key positions, H heads, G key-value heads, Q = H / G queries a
 key-value head, D head dimension, B blocks, T tokens a block.
 
-The cache is one tensor a layer, (B + 1, T, 2, G, D): keys and values of a token lie together,
-so that one gather brings both.  The last block is nobody's: rows that only fill up a tile write
-there.
+The cache is one tensor a layer, (B + 1, 2, G, T, D): gathered block by block it gives every
+head its keys as one matrix, without a further copy.  The last block is nobody's: rows that only
+fill up a tile write there.
 """
 
 import itertools
@@ -49,24 +49,36 @@ class Cache:
         self.spec = spec
         self.blocks = blocks
         self.block_tokens = block_tokens
-        shape = (blocks + 1, block_tokens, 2, spec.kv_heads, spec.head_dim)
+        shape = (blocks + 1, 2, spec.kv_heads, block_tokens, spec.head_dim)
         self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.layers)]
+        # (2, 1, G, 1): which slice of a block holds the keys (0) and values (1) of which head.
+        self._slices = np.arange(2 * spec.kv_heads).reshape(2, 1, spec.kv_heads, 1)
 
     @property
     def device(self) -> torch.device:
         return self.layers[0].device
 
-    def write(self, layer: int, slots_N: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Store the keys and values of rows at their slots (block * T + offset)."""
-        pool = self.layers[layer]
-        flat = pool.view(-1, 2, *pool.shape[3:])
-        flat.index_copy_(0, slots_N, torch.stack([k, v], 1))
+    def write_index(self, blocks_N: np.ndarray, offsets_N: np.ndarray) -> torch.Tensor:
+        """Where `write` puts the rows of a step; one index serves all layers."""
+        slices = blocks_N[None, :, None] * self._slices.size + self._slices[..., 0]
+        at = slices * self.block_tokens + offsets_N[:, None]
+        return torch.from_numpy(at.reshape(-1)).to(self.device)
 
-    def gather(self, layer: int, table: torch.Tensor) -> torch.Tensor:
-        """(len(table), S, 2, G, D) for a table of block ids (rows, blocks)."""
+    def write(self, layer: int, index: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Store the keys and values (N, G, D) of rows."""
+        flat = self.layers[layer].view(-1, self.spec.head_dim)
+        flat.index_copy_(0, index, torch.stack([k, v]).view(-1, self.spec.head_dim))
+
+    def read_index(self, table: np.ndarray) -> torch.Tensor:
+        """What `gather` fetches for a table of block ids (rows, blocks)."""
+        at = table[None, :, None, :] * self._slices.size + self._slices
+        return torch.from_numpy(at.reshape(-1)).to(self.device)
+
+    def gather(self, layer: int, index: torch.Tensor, rows: int) -> torch.Tensor:
+        """(2, rows, G, S, D): keys, then values."""
         pool = self.layers[layer]
-        taken = pool.index_select(0, table.reshape(-1))
-        return taken.view(len(table), -1, *pool.shape[2:])
+        taken = pool.view(-1, *pool.shape[3:]).index_select(0, index)
+        return taken.view(2, rows, self.spec.kv_heads, -1, self.spec.head_dim)
 
 
 def block_bytes(spec: DecoderSpec, block_tokens: int, dtype: torch.dtype) -> int:
@@ -74,14 +86,14 @@ def block_bytes(spec: DecoderSpec, block_tokens: int, dtype: torch.dtype) -> int
     return 2 * spec.layers * block_tokens * spec.kv_heads * spec.head_dim * dtype.itemsize
 
 
-def slots(segments: Sequence[Segment], block_tokens: int) -> np.ndarray:
-    """Where each row's keys and values are stored."""
-    parts = []
+def slots(segments: Sequence[Segment], block_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """(block, offset in it) where each row's keys and values are stored."""
+    blocks, offsets = [], []
     for segment in segments:
         positions = np.arange(segment.start, segment.start + segment.tokens)
-        table = np.asarray(segment.blocks, dtype=np.int64)
-        parts.append(table[positions // block_tokens] * block_tokens + positions % block_tokens)
-    return np.concatenate(parts)
+        blocks.append(np.asarray(segment.blocks, dtype=np.int64)[positions // block_tokens])
+        offsets.append(positions % block_tokens)
+    return np.concatenate(blocks), np.concatenate(offsets)
 
 
 def _table(segments: Sequence[Segment], blocks: int, block_tokens: int, unused: int) -> np.ndarray:
@@ -102,7 +114,7 @@ class FastAttention:
         """`segments` in the order of the rows; those of one token before the first longer one are
         computed together."""
         self._cache = cache
-        self._slots = torch.from_numpy(slots(segments, cache.block_tokens)).to(cache.device)
+        self._slots = cache.write_index(*slots(segments, cache.block_tokens))
         singles = list(itertools.takewhile(lambda segment: segment.tokens == 1, segments))
         self._decodes = len(singles)
         self._prefills = segments[len(singles) :]
@@ -111,21 +123,11 @@ class FastAttention:
             self._keys = max(segment.start + 1 for segment in singles)
             blocks = -(-self._keys // cache.block_tokens)
             table = _table(singles, blocks, cache.block_tokens, cache.blocks)
-            self._decode_table = torch.from_numpy(table).to(cache.device)
+            self._decode_index = cache.read_index(table)
             self._decode_ends = torch.tensor(
                 [segment.start for segment in singles], device=cache.device
             )[:, None]
-        self._prefill_tables = [
-            torch.from_numpy(
-                _table(
-                    [segment],
-                    -(-(segment.start + segment.tokens) // cache.block_tokens),
-                    cache.block_tokens,
-                    cache.blocks,
-                )
-            ).to(cache.device)
-            for segment in self._prefills
-        ]
+        self._prefill_indices = [self._index_of(segment) for segment in self._prefills]
         self._prefill_masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
 
     def __call__(
@@ -140,18 +142,22 @@ class FastAttention:
         for index, segment in enumerate(self._prefills):
             rows = slice(row, row + segment.tokens)
             if segment.start == 0:
-                kv = torch.stack([k_NGD[rows], v_NGD[rows]], 1)[None]
+                k, v = k_NGD[rows].transpose(0, 1)[None], v_NGD[rows].transpose(0, 1)[None]
             else:
-                kv = self._cache.gather(layer, self._prefill_tables[index])
-            parts.append(self._prefill(index, q_NHD[rows], kv, window))
+                k, v = self._cache.gather(layer, self._prefill_indices[index], 1)
+            parts.append(self._prefill(index, q_NHD[rows], k, v, window))
             row += segment.tokens
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _index_of(self, segment: Segment) -> torch.Tensor:
+        tokens = self._cache.block_tokens
+        blocks = -(-(segment.start + segment.tokens) // tokens)
+        return self._cache.read_index(_table([segment], blocks, tokens, self._cache.blocks))
 
     def _decode(self, layer: int, q_NHD: torch.Tensor, window: int | None) -> torch.Tensor:
         spec = self._cache.spec
         rows = len(q_NHD)
-        kv = self._cache.gather(layer, self._decode_table)[:, : self._keys]
-        k, v = kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
+        k, v = self._cache.gather(layer, self._decode_index, rows)[:, :, :, : self._keys]
         # The queries that share a key-value head stand where query positions would: one pass
         # over the keys.
         q = q_NHD.reshape(rows, spec.kv_heads, -1, spec.head_dim)
@@ -171,14 +177,13 @@ class FastAttention:
         return zeros.masked_fill_(hidden, float("-inf"))[:, None, None]
 
     def _prefill(
-        self, index: int, q_NHD: torch.Tensor, kv: torch.Tensor, window: int | None
+        self, index: int, q_NHD: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None
     ) -> torch.Tensor:
+        """`k` and `v` are (1, G, S, D)."""
         spec = self._cache.spec
         segment = self._prefills[index]
         end = segment.start + segment.tokens
-        kv = kv[:, :end]
-        q = q_NHD.transpose(0, 1)[None]
-        k, v = kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
+        q, k, v = q_NHD.transpose(0, 1)[None], k[:, :, :end], v[:, :, :end]
         plain = segment.start == 0 and (window is None or window >= end)
         if plain and spec.attention_softcap is None:
             out = functional.scaled_dot_product_attention(
@@ -238,12 +243,13 @@ class ExactAttention:
     def __init__(self, cache: Cache, segments: Sequence[Segment]) -> None:
         """`segments` together have TILE_ROWS rows or fewer."""
         self._cache = cache
-        stored = slots(segments, cache.block_tokens)
+        stored, offsets = slots(segments, cache.block_tokens)
         rows = len(stored)
         assert rows <= TILE_ROWS
-        padded = np.full(TILE_ROWS, cache.blocks * cache.block_tokens, dtype=np.int64)
-        padded[:rows] = stored
-        self._slots = torch.from_numpy(padded).to(cache.device)
+        spare = (0, TILE_ROWS - rows)
+        self._slots = cache.write_index(
+            np.pad(stored, spare, constant_values=cache.blocks), np.pad(offsets, spare)
+        )
         ends = np.zeros(TILE_ROWS, dtype=np.int64)
         ends[:rows] = np.concatenate(
             [np.arange(segment.start, segment.start + segment.tokens) for segment in segments]
@@ -257,7 +263,7 @@ class ExactAttention:
             [segment.tokens for segment in segments],
             axis=0,
         )
-        self._table = torch.from_numpy(table).to(cache.device)
+        self._index = cache.read_index(table)
         self._ends = torch.from_numpy(ends).to(cache.device)[:, None]
         self._hidden: dict[int | None, torch.Tensor] = {}
 
@@ -270,16 +276,11 @@ class ExactAttention:
         if window not in self._hidden:
             self._hidden[window] = self._mask(window)
         queries = spec.heads // spec.kv_heads
-        kv = cache.gather(layer, self._table)[:, : self._tiles * TILE_KEYS].float()
-        k, v = (
-            kv[:, :, part].reshape(TILE_ROWS, self._tiles, TILE_KEYS, spec.kv_heads, spec.head_dim)
-            for part in (0, 1)
-        )
+        kv = cache.gather(layer, self._index, TILE_ROWS).float()
+        k, v = kv.view(2, TILE_ROWS * spec.kv_heads, -1, spec.head_dim)
         q = q_NHD.float().reshape(TILE_ROWS * spec.kv_heads, queries, spec.head_dim)
-        tiles = []
-        for tile in range(self._tiles):
-            keys = k[:, tile].permute(0, 2, 3, 1).reshape(-1, spec.head_dim, TILE_KEYS)
-            tiles.append(torch.bmm(q, keys))
+        spans = [slice(tile * TILE_KEYS, (tile + 1) * TILE_KEYS) for tile in range(self._tiles)]
+        tiles = [torch.bmm(q, k[:, span].transpose(1, 2)) for span in spans]
         scores = torch.stack(tiles).view(self._tiles, TILE_ROWS, -1, TILE_KEYS)
         scores = scores * spec.attention_scale
         if spec.attention_softcap is not None:
@@ -291,9 +292,8 @@ class ExactAttention:
         weights = weights.view(self._tiles, -1, queries, TILE_KEYS)
         out: torch.Tensor | None = None
         total: torch.Tensor | None = None
-        for tile in range(self._tiles):
-            values = v[:, tile].transpose(1, 2).reshape(-1, TILE_KEYS, spec.head_dim)
-            part = torch.bmm(weights[tile], values)
+        for tile, span in enumerate(spans):
+            part = torch.bmm(weights[tile], v[:, span])
             mass = weights[tile].sum(-1, keepdim=True)
             # Adding zero first makes every zero positive, so that further zeros change no bit.
             out = part + 0.0 if out is None else out + part

@@ -68,6 +68,8 @@ class Engine:
         self._sampler = Sampler(model.vocab_tokens, model.device)
         self._residents: dict[int, Resident] = {}
         self._age = 0
+        self._waiting: tuple[int, int, int] | None = None
+        """`Plan.waiting` of the last step."""
         self._stuck = False
         """Planning found nothing to do, and nothing has changed since."""
 
@@ -172,6 +174,7 @@ class Engine:
         """Plan and compute one step.  Without anything to do: an empty result."""
         self._share()
         planned = self._plan()
+        self._waiting = planned.waiting
         self._stuck = not planned.chunks and not planned.give_back
         if self._on_plan is not None and planned.chunks:
             works_for = [self._residents[chunk.residency] for chunk in planned.chunks]
@@ -190,7 +193,8 @@ class Engine:
         budget = self._config.step_tokens
         fresh = [r for r in self._residents.values() if not r.computed and not r.shared]
         for resident in sorted(fresh, key=lambda r: self._candidate(r).rank):
-            if budget <= 0:
+            behind = self._waiting is not None and self._waiting < self._candidate(resident).rank
+            if budget <= 0 or behind:
                 break
             resident.shared = True
             if not resident.scores_prompt:

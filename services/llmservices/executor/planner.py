@@ -49,6 +49,10 @@ class Plan(msgspec.Struct, frozen=True):
 
     chunks: list[Chunk]
     give_back: list[int]
+    waiting: tuple[int, int, int] | None = None
+    """Rank of the best thread that could move on but for blocks.  What is given back may be
+    more than was counted on, where victims shared it among themselves: nobody behind this rank
+    may take it."""
 
 
 def plan(
@@ -68,6 +72,7 @@ def plan(
     victims = [c for c in ranked if c.blocks]
     free = blocks_free
     given: list[int] = []
+    waiting: tuple[int, int, int] | None = None
     gone: set[int] = set()
     decode_chunks: list[Chunk] = []
     prefill_chunks: list[Chunk] = []
@@ -87,6 +92,7 @@ def plan(
         if short > free:
             room = (candidate.blocks + free) * block_tokens - candidate.computed
             if room <= 0:
+                waiting = waiting or candidate.rank
                 continue
             tokens = min(tokens, room)
             short = _short(candidate, tokens, block_tokens)
@@ -97,7 +103,7 @@ def plan(
         else:
             rows -= tokens
             prefill_chunks.append(chunk)
-    return Plan(decode_chunks + prefill_chunks, given)
+    return Plan(decode_chunks + prefill_chunks, given, waiting)
 
 
 def _short(candidate: Candidate, tokens: int, block_tokens: int) -> int:

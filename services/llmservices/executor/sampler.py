@@ -56,9 +56,9 @@ class Sampler:
 
     def choose(self, logits_WV: torch.Tensor, asks: Sequence[Ask]) -> list[Choice | RemoteError]:
         """One choice a row; INTERNAL for a row whose logits are not numbers."""
-        best_W = logits_WV.argmax(-1)
-        top_W = logits_WV.gather(-1, best_W[:, None])[:, 0].tolist()
-        best = best_W.tolist()
+        # Several times as fast as argmax, in half precision above all; the first of equals too.
+        greatest = logits_WV.max(-1)
+        top_W, best = greatest.values.tolist(), greatest.indices.tolist()
         plain = [row for row, ask in enumerate(asks) if _plain(ask.sampling)]
         chosen: list[Choice | RemoteError | None] = [None] * len(asks)
         for row, ask in enumerate(asks):
@@ -88,18 +88,18 @@ class Sampler:
         divisors = torch.tensor(temperatures, dtype=torch.float32, device=device)[:, None]
         keys = [key(asks[row].sampling.seed, asks[row].position) for row in rows]
         noise = gumbel(self._mixed_V, keys)
-        drawn: list[int] = (logits.float() / divisors + noise).argmax(-1).tolist()
+        drawn: list[int] = (logits.float() / divisors + noise).max(-1).indices.tolist()
         return drawn
 
     def _choose(self, logits_V: torch.Tensor, ask: Ask) -> Choice:
         sampling = ask.sampling
         logits_V = adjust(logits_V, ask)
         if sampling.temperature == 0:
-            token = int(logits_V.argmax())
+            token = int(logits_V.max(-1).indices)
         else:
             ids, scaled = keep(logits_V / sampling.temperature, sampling)
             noise = gumbel(self._mixed_V[ids], [key(sampling.seed, ask.position)])[0]
-            token = int(ids[(scaled + noise).argmax()])
+            token = int(ids[(scaled + noise).max(-1).indices])
         wanted = sampling.logprobs
         return Choice(token, None if wanted is None else score(logits_V, token, wanted))
 

@@ -132,8 +132,8 @@ def test_bfloat16_too(tiny_bfloat16: Decoder, threads: int) -> None:
     torch.set_num_threads(threads)
     try:
         wanted = [
-            Want(20 * (i % 3), [i, i + 1], 12, Sampling(logprobs=20, seed=i), i % 4, 1, [3 + i])
-            for i in range(8)
+            Want(20 * (i % 3), [i, i + 1], 5, Sampling(logprobs=20, seed=i), i % 4, 1, [3 + i])
+            for i in range(4)
         ]
         assert together(tiny_bfloat16, wanted, 17, block_tokens=16) == [
             alone(tiny_bfloat16, want) for want in wanted

@@ -221,6 +221,31 @@ def test_out_of_blocks_the_youngest_gives_back_and_every_thread_ends(tiny: Decod
     assert {i: tokens[5:] for i, tokens in context.items()} == expected
 
 
+def test_threads_that_share_blocks_do_not_hold_up_a_better_one_for_ever(tiny: Decoder) -> None:
+    """Each of two victims frees nothing by itself, and both find their prefix again at once."""
+    one = engine(tiny, blocks=12)
+    prefix = list(range(30, 60))
+    one.add(admission(1, [1, 2, 3], output=40))
+    one.add(admission(2, prefix, output=2))
+    for _ in range(8):
+        for row in one.step().rows:
+            one.watermark(row.residency, row.position)
+    one.add(admission(3, prefix, output=9))
+    one.add(admission(4, prefix, output=9))
+    ended = set()
+    for _ in range(300):
+        result = one.step()
+        one.check()
+        for row in result.rows:
+            one.watermark(row.residency, row.position)
+            if row.end:
+                ended.add(row.residency % 100)
+                one.drop(row.residency)
+        for _, residency in result.gave_back:
+            one.add(admission(residency + 100, prefix, output=9))
+    assert ended == {1, 3, 4}
+
+
 def test_the_hook_hears_of_a_step_before_it_is_computed(tiny: Decoder) -> None:
     heard: list[list[tuple[bytes, int]]] = []
     one = Engine(tiny, EngineConfig(blocks=8, block_tokens=4, step_tokens=4), on_plan=heard.append)

@@ -73,7 +73,7 @@ def test_out_of_blocks_the_youngest_of_the_lowest_class_gives_back() -> None:
 def test_nobody_takes_from_a_better_one() -> None:
     assert planned(
         thread(1, 8, computed=7, blocks=2), thread(2, 5, computed=4, blocks=1), free=0
-    ) == Plan([Chunk(1, 7, 1)], [])
+    ) == Plan([Chunk(1, 7, 1)], [], waiting=(1, 0, 2))
 
 
 def test_a_prefill_takes_the_blocks_that_there_are() -> None:
