@@ -123,6 +123,19 @@ class HttpServer(uvicorn.Server):
             )
         )
         self._bound = bound
+        self._stopped = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        """Once a second is enough for the date in the headers; uvicorn wakes ten times as often."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._stopped.wait()
+
+    def stop(self) -> None:
+        """Take no more, give what is under way a moment, end."""
+        self.should_exit = True
+        self._stopped.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from llmservices.gateway.bus import BusLlm
 from llmservices.gateway.keys import Keys
 from llmservices.gateway.measures import Measures
 from llmservices.gateway.server import HttpServer
-from llmservices.gateway.sockets import bind, is_loopback, url
+from llmservices.gateway.sockets import bind, bind_any, is_loopback, url
 
 REPORT_S: Final = 2.0
 REPORTS_IDLE: Final = 5
@@ -49,7 +49,10 @@ class GatewayService(Service):
         lock = None
         if config.workers != 1:
             lock = self._environment.home.run / f"gateway-{config.port}.lock"
-        bound = bind(config.host, config.port, shared_lock=lock)
+        if config.port == 0:
+            bound = bind_any(config.host, self._environment.home.run / "gateway.port")
+        else:
+            bound = bind(config.host, config.port, shared_lock=lock)
         self._address = url(bound)
         app = application(
             self._llm, self._keys, self._measures, body_bytes_max=config.body_bytes_max
@@ -77,7 +80,7 @@ class GatewayService(Service):
     async def drain(self) -> None:
         """Take no more; what is under way gets a moment."""
         if self._server is not None:
-            self._server.should_exit = True
+            self._server.stop()
             await asyncio.wait(self._tasks[:1])
 
     async def _report(self) -> None:

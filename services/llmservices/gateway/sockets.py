@@ -59,6 +59,19 @@ def bind(host: str, port: int, *, shared_lock: Path | None) -> socket.socket:
     return found
 
 
+def bind_any(host: str, memory: Path) -> socket.socket:
+    """A bound socket at any free port: where it can be, at the one that this file remembers, so
+    that clients find a restarted gateway again."""
+    try:
+        port = int(memory.read_text())
+        found = _bind(host, port, shares=False)
+    except (OSError, ValueError, OverflowError, RemoteError):
+        found = _bind(host, 0, shares=False)
+    with contextlib.suppress(OSError):
+        memory.write_text(str(found.getsockname()[1]))
+    return found
+
+
 def _lock(fd: int, how: int) -> bool:
     try:
         fcntl.flock(fd, how)

@@ -332,7 +332,7 @@ async def serving(*, required: bool = False) -> AsyncIterator[Gateway]:
     finally:
         llm.hold.set()
         await gateway.close()
-        server.should_exit = True
+        server.stop()
         await task
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from llmproto.errors import ErrorKind, RemoteError
-from llmservices.gateway.sockets import bind, is_loopback, url
+from llmservices.gateway.sockets import bind, bind_any, is_loopback, url
 
 HOST = "127.0.0.1"
 
@@ -39,6 +39,20 @@ def test_a_port_that_is_taken(port: int) -> None:
     assert caught.value.kind is ErrorKind.EXHAUSTED
     assert str(port) in caught.value.detail
     assert "[gateway] port" in caught.value.detail
+
+
+def test_any_port_is_the_same_again(tmp_path: Path) -> None:
+    memory = tmp_path / "gateway.port"
+    with closing(bind_any(HOST, memory)) as first:
+        address = first.getsockname()
+        with closing(bind_any(HOST, memory)) as second:
+            other = second.getsockname()
+    assert other != address
+    with closing(bind_any(HOST, memory)) as third:
+        assert third.getsockname() == other
+    memory.write_text("nonsense")
+    with closing(bind_any(HOST, memory)) as fourth:
+        assert fourth.getsockname()[1]
 
 
 def test_workers_share(port: int, tmp_path: Path) -> None:
