@@ -71,7 +71,7 @@ class Commits:
         if rows:
             self._commit(step, rows, members, ended)
         self._ends(step, ended, rows)
-        if len(rows) == row + 1:
+        if rows and len(rows) == row + 1:
             t.send(session, Committed(step.threads, step.positions, [], []))
         else:
             marks = self._odd(session, step, odd)

@@ -53,10 +53,12 @@ class Reading:
         if row.end is None:
             return
         self.over = row.end.reason
-        if self.poisoned:
+        if row.end.reason == "cancel":
+            assert self.cancelled or self.inherited, row.end
+        elif self.poisoned:
             assert row.end.error is ErrorKind.INTERNAL, row.end
-        elif row.end.reason in ("cancel", "error"):
-            assert self.cancelled or self.deadline or self.inherited, row.end
+        elif row.end.reason == "error":
+            assert self.deadline and row.end.error is ErrorKind.DEADLINE, row.end
         else:
             assert (self.text, row.end.reason, row.end.output_tokens) == self.twin
 
