@@ -14,10 +14,16 @@ EMBEDDED = "llmos-mini"
 def main() -> None:
     """Serve until told to end."""
     embedded = Path(str(files("llmservices.models") / "embedded"))
+    environment = ProcessEnvironment.read()
     run(
-        lambda port: Tokenizer(port, built_in=((EMBEDDED, embedded),)),
+        lambda port: Tokenizer(
+            port,
+            built_in=((EMBEDDED, embedded),),
+            process=environment.process or "tokenizer",
+            incarnation=environment.incarnation,
+        ),
         role="tokenizer",
-        environment=ProcessEnvironment.read(),
+        environment=environment,
     )
 
 

@@ -6,11 +6,13 @@ done in the callback of its message, never in a task that runs later.
 
 import asyncio
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from libllm.events import Holding
+from libllm.metrics import Reporter
 from libllm.port import Port
 from libllm.service import Handlers, Request, Service
 from llmproto import limits, wire
@@ -21,11 +23,13 @@ from llmproto.generation import (
     Accepted,
     Attach,
     Attached,
+    ChatMessage,
     Generate,
     StreamAcked,
     TokenizeAsk,
     Tokenized,
 )
+from llmproto.metrics import Metrics
 from llmproto.models import (
     ModelAdd,
     ModelAdded,
@@ -49,27 +53,48 @@ from llmproto.threads import (
 
 from llmservices.tokenizer.core import Gap, SinkThread, TextRow, reopen
 from llmservices.tokenizer.folder import ModelFolder, inspect
+from llmservices.tokenizer.measures import Measures
 from llmservices.tokenizer.request import Prepared, encode_prompt, prepare
 from llmservices.tokenizer.sink_state import SinkState, decode_sink_state
-from llmservices.tokenizer.streams import Live, Streams, text_of
-from llmservices.tokenizer.vocabulary import Vocabularies, Vocabulary
+from llmservices.tokenizer.streams import Live, Streams, texts_of
+from llmservices.tokenizer.vocabulary import Vocabularies, Vocabulary, load_vocabulary
+from llmservices.tokenizer.worker import Worker
 
 SPAWN_S: Final = 30
 """For how long a spawn is repeated; its client repeats the whole request anyway."""
 SILENT_TOKENS_MAX: Final = limits.CREDIT_TOKENS // 4
 """Tokens without text after which their consumption is acknowledged: nobody else can."""
+INLINE_BYTES: Final = 8192
+"""Prompts up to this are encoded at once, within some 5 ms; longer ones beside the loop."""
+LOST_MAX: Final = 1024
+"""Streams that cannot be made anew, remembered to say why to whoever asks."""
+T = TypeVar("T")
 
 
 class Tokenizer(Service):
     """The sink of generations."""
 
-    def __init__(self, port: Port, *, built_in: tuple[tuple[str, Path], ...]) -> None:
+    def __init__(
+        self,
+        port: Port,
+        *,
+        built_in: tuple[tuple[str, Path], ...],
+        process: str = "tokenizer",
+        incarnation: int = 0,
+    ) -> None:
         """`built_in` are the models that come with the system: name and folder, default first."""
         self._port = port
+        self._name = (process, incarnation)
         self._built_in = built_in
         self._streams = Streams()
         self._vocabularies = Vocabularies()
         self._folders: dict[bytes, ModelFolder] = {}
+        self._loading: dict[bytes, asyncio.Future[Vocabulary]] = {}
+        self._worker = Worker()
+        self._lost: dict[bytes, RemoteError] = {}
+        """By stream: why it cannot go on."""
+        self._measures = Measures()
+        self._reporter = Reporter(port, self._metrics)
         self._progress = 0
 
     def handlers(self) -> Handlers:
@@ -92,33 +117,51 @@ class Tokenizer(Service):
         return Holding(self._progress, list(live), positions)
 
     async def start(self) -> None:
-        """Put the built-in models into the table."""
-        for number, (name, folder) in enumerate(self._built_in):
-            entry = self._entry(inspect(folder), name)
-            register = ModelRegister(entry, default=number == 0)
+        """Put the built-in models into the table; the default's vocabulary is there for its first
+        prompt."""
+        for number, (name, path) in enumerate(self._built_in):
+            folder = inspect(path)
+            if number == 0:
+                await self._vocabulary(folder)
+            register = ModelRegister(self._entry(folder, name), default=number == 0)
             await self._port.call(register, Done)
         self._progress = 1
+        self._reporter.start()
+
+    async def drain(self) -> None:
+        """The last numbers."""
+        self._reporter.stop()
+
+    def _metrics(self) -> Metrics:
+        return self._measures.report(*self._name, streams=len(self._streams.by_thread))
 
     # --- requests ---------------------------------------------------------------------------------
 
     async def generate(self, generate: Generate, request: Request) -> Accepted:
         """Encode, spawn a thread for each choice, accept."""
         self._progress += 1
-        entry = await self._model(generate.model)
-        folder, vocabulary = self._load(entry)
-        prepared = prepare(generate, vocabulary, folder, now=datetime.now().astimezone())
-        spawned: list[asyncio.Future[bytes]] = [
-            self._spawn(generate, choice, entry.name, prepared, vocabulary, folder, request)
-            for choice in range(generate.choices)
-        ]
+        self._measures.requests.add()
+        self._reporter.changed()
+        began_s = time.monotonic()
         try:
-            threads = [await future for future in spawned]
+            entry = await self._model(generate.model)
+            folder, vocabulary = await self._load(entry)
+            now = datetime.now().astimezone()
+            prepared = await self._beside(
+                _prompt_bytes(generate.prompt, generate.messages),
+                lambda: prepare(generate, vocabulary, folder, now=now),
+            )
+            spawned = [
+                self._spawn(
+                    generate, choice, entry.name, prepared, vocabulary, folder, request, began_s
+                )
+                for choice in range(generate.choices)
+            ]
+            threads = await self._all(spawned)
         except RemoteError:
-            for future in spawned:
-                if future.done() and not future.cancelled() and future.exception() is None:
-                    self._port.send(ThreadCancel(future.result()))
-                future.cancel()
+            self._measures.refused.add()
             raise
+        self._measures.prompt_tokens.add(len(prepared.tokens))
         return Accepted(
             threads=threads,
             model=entry.name,
@@ -126,6 +169,24 @@ class Tokenizer(Service):
             prompt=prepared.tokens if prepared.prompt_texts else [],
             prompt_texts=prepared.prompt_texts,
         )
+
+    async def _all(self, spawned: "list[asyncio.Future[bytes]]") -> list[bytes]:
+        """The threads, or none of them: where one was refused the others are cancelled."""
+        try:
+            return [await future for future in spawned]
+        except RemoteError:
+            for future in spawned:
+                if not future.done():
+                    future.cancel()  # `_spawn` cancels its thread when it is answered
+                elif not future.cancelled() and future.exception() is None:
+                    self._port.send(ThreadCancel(future.result()))
+            raise
+
+    async def _beside(self, prompt_bytes: int, call: Callable[[], T]) -> T:
+        """Call it here if it is quick, else beside the loop."""
+        if prompt_bytes <= INLINE_BYTES:
+            return call()
+        return await self._worker.do(call)
 
     def _spawn(
         self,
@@ -136,6 +197,7 @@ class Tokenizer(Service):
         vocabulary: Vocabulary,
         folder: ModelFolder,
         request: Request,
+        began_s: float,
     ) -> "asyncio.Future[bytes]":
         stream = generate.key + bytes([choice])
         sampling = prepared.sampling_of(choice)
@@ -155,7 +217,9 @@ class Tokenizer(Service):
         future: asyncio.Future[bytes] = self._port.loop.create_future()
 
         def answered(answer: Message) -> None:
-            if isinstance(answer, ThreadSpawned):
+            if isinstance(answer, ThreadSpawned) and future.cancelled():
+                self._port.send(ThreadCancel(answer.thread))
+            elif isinstance(answer, ThreadSpawned):
                 if answer.thread not in self._streams.by_thread and not answer.existing:
                     text = SinkThread(vocabulary, state, prepared.tokens)
                     live = Live(
@@ -165,6 +229,7 @@ class Tokenizer(Service):
                         session=request.source,
                         tenant=request.tenant or 0,
                     )
+                    live.began_s = began_s
                     self._streams.put(live)
                 if not future.done():
                     future.set_result(answer.thread)
@@ -195,10 +260,13 @@ class Tokenizer(Service):
     async def tokenize(self, ask: TokenizeAsk, request: Request) -> Tokenized:
         """What ids a text becomes."""
         entry = await self._model(ask.model)
-        folder, vocabulary = self._load(entry)
+        folder, vocabulary = await self._load(entry)
         now = datetime.now().astimezone()
-        tokens = encode_prompt(
-            vocabulary, folder, prompt=ask.prompt, messages=ask.messages, now=now
+        tokens = await self._beside(
+            _prompt_bytes(ask.prompt, ask.messages),
+            lambda: encode_prompt(
+                vocabulary, folder, prompt=ask.prompt, messages=ask.messages, now=now
+            ),
         )
         return Tokenized(tokens, entry.context_tokens)
 
@@ -209,8 +277,8 @@ class Tokenizer(Service):
         path = Path(add.path)
         if not path.is_absolute():
             raise invalid(f"{add.path!r} is not an absolute path")
-        folder = inspect(path)
-        self._vocabularies.get(folder)
+        folder = await self._worker.do(lambda: inspect(path))
+        await self._vocabulary(folder)
         name = add.name if add.name is not None else Path(folder.path).name
         entry = self._entry(folder, name)
         await self._port.call(ModelRegister(entry), Done, cause=request.id)
@@ -233,11 +301,11 @@ class Tokenizer(Service):
     async def _model(self, name: str | None) -> ModelEntry:
         return (await self._port.call(ModelAsk(name), ModelFound)).model
 
-    def _load(self, entry: ModelEntry) -> tuple[ModelFolder, Vocabulary]:
+    async def _load(self, entry: ModelEntry) -> tuple[ModelFolder, Vocabulary]:
         """A model's folder and vocabulary, read when first asked for."""
         folder = self._folders.get(entry.digest)
         if folder is None:
-            folder = inspect(Path(entry.path))
+            folder = await self._worker.do(lambda: inspect(Path(entry.path)))
             if folder.digest != entry.digest:
                 raise invalid(
                     f"{entry.path} has changed since {entry.name!r} was added "
@@ -246,7 +314,21 @@ class Tokenizer(Service):
             self._folders[entry.digest] = folder
             while len(self._folders) > limits.MODELS_MAX:
                 del self._folders[next(iter(self._folders))]
-        return folder, self._vocabularies.get(folder)
+        return folder, await self._vocabulary(folder)
+
+    async def _vocabulary(self, folder: ModelFolder) -> Vocabulary:
+        """Loaded beside the loop, once for all who ask meanwhile."""
+        digest = folder.tokenizer_digest
+        vocabulary = self._vocabularies.find(digest)
+        if vocabulary is None:
+            loading = self._loading.get(digest)
+            if loading is None:
+                load = self._worker.do(lambda: load_vocabulary(Path(folder.path)))
+                loading = self._loading[digest] = asyncio.ensure_future(load)
+                loading.add_done_callback(lambda _: self._loading.pop(digest))
+            vocabulary = await asyncio.shield(loading)
+        self._vocabularies.put(digest, vocabulary)
+        return vocabulary
 
     # --- committed tokens -------------------------------------------------------------------------
 
@@ -255,6 +337,7 @@ class Tokenizer(Service):
         live_of = self._streams.by_thread
         readers: dict[bytes, list[tuple[Live, TextRow]]] = {}
         silent: list[Live] = []
+        written_bytes = 0
         scores, prompt_scores, errors = commit.scores, commit.prompt_scores, commit.errors
         for row, (thread, position, token, end) in enumerate(
             zip(commit.threads, commit.positions, commit.tokens, commit.ends)
@@ -272,18 +355,35 @@ class Tokenizer(Service):
             )
             if isinstance(text, TextRow):
                 live.silent = 0
-                readers.setdefault(live.session, []).append((live, text))
                 if text.at is not None:
                     self._port.send(ThreadEnd(thread, text.at))
+                if live.given_up:
+                    if text.end is not None:
+                        self._forget_ended(live)
+                    continue
+                readers.setdefault(live.session, []).append((live, text))
+                written_bytes += len(text.text)
+                if live.began_s is not None:
+                    self._measures.first_text.add(time.monotonic() - live.began_s)
+                    live.began_s = None
             elif not isinstance(text, Gap):
                 live.silent += 1
                 if live.silent >= SILENT_TOKENS_MAX:
                     silent.append(live)
         self._progress += 1
         for session, rows in readers.items():
-            self._port.send(text_of(rows), peer=session)
+            for message in texts_of(rows):
+                self._port.send(message, peer=session)
         if silent:
             self._acknowledge_silence(silent)
+        self._measures.output_tokens.add(len(commit.tokens))
+        self._measures.output_bytes.add(written_bytes)
+        self._reporter.changed()
+
+    def _forget_ended(self, live: Live) -> None:
+        """Its reader gave it up before the end: the end is consumed all the same."""
+        self._streams.drop(live.thread)
+        self._port.send(SinkAcked([live.thread], [live.text.next_position - 1], [True]))
 
     def _acknowledge_silence(self, silent: list[Live]) -> None:
         """Tokens that made no text are consumed as far as their reader has consumed the text."""
@@ -302,17 +402,11 @@ class Tokenizer(Service):
     def sink_open(self, opened: SinkOpen, request: Request) -> None:
         """A thread of an earlier incarnation, or one of which something was lost."""
         state = decode_sink_state(opened.sink_state)
-        folder = next(
-            (f for f in self._folders.values() if f.tokenizer_digest == state.tokenizer_digest),
-            None,
-        )
-        vocabulary = self._vocabularies.find(state.tokenizer_digest)
-        if vocabulary is None:
-            folder = folder if folder is not None else inspect(Path(state.folder))
-            if folder.tokenizer_digest != state.tokenizer_digest:
-                self._port.send(ThreadCancel(opened.thread))
-                return
-            vocabulary = self._vocabularies.get(folder)
+        try:
+            vocabulary = self._reopened(state)
+        except RemoteError as error:
+            self._lose(opened, state, error)
+            return
         text = reopen(vocabulary, state, opened)
         live = Live(
             opened.thread,
@@ -323,10 +417,34 @@ class Tokenizer(Service):
         )
         live.acked = opened.acked
         self._streams.put(live)
-        if text.end is not None and text.end.stop is not None and not opened.end:
+        if text.end is not None and text.end.stop is not None:
             self._port.send(ThreadEnd(opened.thread, text.next_position - 1))
         known = text.offset_after(opened.acked) if opened.acked >= opened.prompt_tokens else 0
         self._send_since(live, known, 0)
+
+    def _reopened(self, state: SinkState) -> Vocabulary:
+        """The vocabulary that a thread began with; INVALID where it is not to be had any more.
+
+        Loaded at once: the tokens that follow must not overtake.
+        """
+        vocabulary = self._vocabularies.find(state.tokenizer_digest)
+        if vocabulary is not None:
+            return vocabulary
+        folder = inspect(Path(state.folder))
+        if folder.tokenizer_digest != state.tokenizer_digest:
+            raise invalid(f"{state.folder}: its tokenizer has changed since the stream began")
+        return self._vocabularies.get(folder)
+
+    def _lose(self, opened: SinkOpen, state: SinkState, error: RemoteError) -> None:
+        """The text cannot be made: the thread ends, and whoever reads it is told why."""
+        self._lost[state.stream] = error
+        while len(self._lost) > LOST_MAX:
+            del self._lost[next(iter(self._lost))]
+        if opened.end:
+            last = len(opened.tokens) // 4 - 1
+            self._port.send(SinkAcked([opened.thread], [last], [True]))
+        else:
+            self._port.send(ThreadCancel(opened.thread))
 
     def sink_drop(self, drop: SinkDrop, request: Request) -> None:
         """The kernel knows nothing of these any more."""
@@ -346,6 +464,7 @@ class Tokenizer(Service):
                 continue  # read by another session by now
             if offset > live.text.emitted:
                 continue  # a reader ahead of a sink that is still catching up; it says it again
+            live.given_up = ended
             position = live.text.ack(offset, tokens)
             over = ended and live.text.end is not None
             if over:
@@ -363,6 +482,8 @@ class Tokenizer(Service):
         """A reader wants the stream from its offset on, and all that follows."""
         live = self._streams.by_stream.get(attach.stream)
         if live is None:
+            if attach.stream in self._lost:
+                raise self._lost[attach.stream]
             raise RemoteError(
                 ErrorKind.STALE,
                 f"stream {attach.stream.hex()} is not known: it ended and its end was consumed, "
@@ -372,10 +493,17 @@ class Tokenizer(Service):
             await self._port.call(ThreadAdopt(live.thread), Done, cause=request.id)
             live = self._streams.by_stream.get(attach.stream, live)
             live.session = request.source
+        live.given_up = False
         self._send_since(live, attach.offset, attach.scores)
         return Attached(live.thread, live.text.state.model, live.text.emitted)
 
     def _send_since(self, live: Live, offset: int, scores: int) -> None:
         row = live.text.since(offset, scores)
         if row.text or row.end is not None or row.scores or row.prompt_scores:
-            self._port.send(text_of([(live, row)]), peer=live.session)
+            for message in texts_of([(live, row)]):
+                self._port.send(message, peer=live.session)
+
+
+def _prompt_bytes(prompt: str | None, messages: list[ChatMessage] | None) -> int:
+    """About how much is to be encoded."""
+    return len(prompt or "") + sum(len(message.content) for message in messages or ())

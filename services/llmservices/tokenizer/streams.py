@@ -3,17 +3,30 @@
 Invariant (`check`): every stream leads to one thread and back.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Final
 
+import msgspec
+from llmproto import limits
 from llmproto.generation import StreamEnd, Text, TextScore
 
 from llmservices.tokenizer.core import SinkThread, TextRow
+
+MESSAGE_BYTES: Final = limits.MESSAGE_BYTES_MAX // 2
+"""A Text is no larger than this, by an estimate from above; a row is cut into pieces of that."""
+ROW_BYTES: Final = 256
+"""A row beside its text and scores: stream, offset, count, end, and the detail of a failure is
+small change beside what is kept free."""
+SCORE_BYTES: Final = 48
+"""A score beside its texts, and each alternative in it."""
 
 
 class Live:
     """One thread in this sink."""
 
-    __slots__ = ("acked", "session", "silent", "stream", "tenant", "text", "thread")
+    __slots__ = (
+        "acked", "began_s", "given_up", "session", "silent", "stream", "tenant", "text", "thread",
+    )  # fmt: skip
 
     def __init__(
         self, thread: bytes, text: SinkThread, *, stream: bytes, session: bytes, tenant: int
@@ -24,6 +37,11 @@ class Live:
         self.session = session
         """Whom its text goes to."""
         self.tenant = tenant
+        """Who reads it, and pays."""
+        self.began_s: float | None = None
+        """When its request came, until its first text."""
+        self.given_up = False
+        """Its reader wants neither more text nor the end."""
         self.acked = 0
         """Position of the last SinkAcked."""
         self.silent = 0
@@ -60,6 +78,83 @@ class Streams:
         for thread, live in self.by_thread.items():
             assert live.thread == thread
             assert self.by_stream[live.stream] is live
+
+
+def texts_of(rows: Iterable[tuple[Live, TextRow]]) -> Iterator[Text]:
+    """The rows of one reader, in order, as messages none of which is too large."""
+    batch: list[tuple[Live, TextRow]] = []
+    batch_bytes = 0
+    for live, whole in rows:
+        for row in pieces_of(whole):
+            row_bytes = _bytes_of(row)
+            if batch and batch_bytes + row_bytes > MESSAGE_BYTES:
+                yield text_of(batch)
+                batch, batch_bytes = [], 0
+            batch.append((live, row))
+            batch_bytes += row_bytes
+    if batch:
+        yield text_of(batch)
+
+
+def pieces_of(row: TextRow) -> Iterator[TextRow]:
+    """The same as several rows where it is too large for one: first text, then scores, and the end
+    with the last.
+
+    Each row says how many tokens were scored up to its own scores, so that they are counted once.
+    """
+    if _bytes_of(row) <= MESSAGE_BYTES:
+        yield row
+        return
+    scores = row.scores or []
+    first = row.tokens - len(scores)
+    made: list[TextRow] = []
+    offset = row.offset
+    for text in _cut(row.text):
+        made.append(TextRow(offset, text, first if scores else row.tokens))
+        offset += len(text.encode())
+    made[0] = msgspec.structs.replace(made[0], prompt_scores=row.prompt_scores)
+    for chunk in _chunks(scores):
+        first += len(chunk)
+        made.append(TextRow(offset, "", first, scores=chunk))
+    yield from made[:-1]
+    yield msgspec.structs.replace(made[-1], end=row.end, at=row.at)
+
+
+def _cut(text: str) -> Iterator[str]:
+    """Pieces of at most MESSAGE_BYTES, at least one."""
+    characters = (MESSAGE_BYTES - ROW_BYTES) // 4
+    yield text[:characters]
+    for at in range(characters, len(text), characters):
+        yield text[at : at + characters]
+
+
+def _chunks(scores: list[TextScore]) -> Iterator[list[TextScore]]:
+    chunk: list[TextScore] = []
+    chunk_bytes = ROW_BYTES
+    for score in scores:
+        score_bytes = _bytes_of_score(score)
+        if chunk and chunk_bytes + score_bytes > MESSAGE_BYTES:
+            yield chunk
+            chunk, chunk_bytes = [], ROW_BYTES
+        chunk.append(score)
+        chunk_bytes += score_bytes
+    if chunk:
+        yield chunk
+
+
+def _bytes_of(row: TextRow) -> int:
+    """At most so many in a message."""
+    total = ROW_BYTES + 4 * len(row.text)
+    for scores in (row.scores, row.prompt_scores):
+        if scores:
+            total += sum(map(_bytes_of_score, scores))
+    return total
+
+
+def _bytes_of_score(score: TextScore) -> int:
+    return SCORE_BYTES * (1 + len(score.top_texts)) + 4 * (
+        len(score.text) + sum(map(len, score.top_texts))
+    )
 
 
 def text_of(rows: Iterable[tuple[Live, TextRow]]) -> Text:
