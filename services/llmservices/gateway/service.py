@@ -7,6 +7,7 @@ import structlog
 from libllm.config import GatewayConfig, ProcessEnvironment
 from libllm.port import Port
 from libllm.service import Handlers, Service
+from llmproto.base import Message
 from llmproto.operation import Note
 
 from llmservices.gateway.app import application
@@ -39,6 +40,11 @@ class GatewayService(Service):
         self._server: HttpServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
+    @property
+    def keys_required(self) -> bool:
+        """By choice, or by force where others can reach it."""
+        return self._keys.required
+
     def handlers(self) -> Handlers:
         """It answers nobody on the bus."""
         return {}
@@ -67,7 +73,7 @@ class GatewayService(Service):
         if self._is_open_to_others:
             said = f"{self._address} can be reached from outside: API keys are required"
             structlog.get_logger().warning("open_to_others", address=self._address)
-            self._port.send(Note(said))
+            self._port.ask(Note(said), _heard)
 
     def address(self) -> str:
         """Where HTTP is spoken."""
@@ -81,7 +87,9 @@ class GatewayService(Service):
         """Take no more; what is under way gets a moment."""
         if self._server is not None:
             self._server.stop()
-            await asyncio.wait(self._tasks[:1])
+            serving, reporting = self._tasks
+            reporting.cancel()
+            await asyncio.wait((serving, reporting))
 
     async def _report(self) -> None:
         """Metrics to the monitor, for ever."""
@@ -96,6 +104,10 @@ class GatewayService(Service):
             if idle % REPORTS_IDLE == 0:
                 self._port.send(report, target="monitor")
             last = report
+
+
+def _heard(answer: Message) -> None:
+    """The kernel logged it."""
 
 
 def _must_not_fail(task: "asyncio.Task[None]") -> None:
