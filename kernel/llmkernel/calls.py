@@ -363,6 +363,7 @@ class Calls:
             others = (p.name for p in self._t.processes.by_name.values() if p.pid)
             names = ", ".join((*self._t.pids, *others))
             raise RemoteError(ErrorKind.STALE, f"no process {call.name!r} runs; there is: {names}")
+        process.signalled = True
         effect = SignalChild(process.pid, process.incarnation, call.signal)
         self._t.effects.append(effect)
         return Done()

@@ -69,6 +69,7 @@ class Process:
         "residents",
         "role",
         "session",
+        "signalled",
         "spec",
         "start_ns",
         "state",
@@ -97,6 +98,8 @@ class Process:
         """When stopping began."""
         self.deaths_ns: list[int] = []
         self.killed_hung = False
+        self.signalled = False
+        """Somebody asked for a signal to it, after which it may exit with any code."""
         self.hello_ms = limits.STARTING_MS_MAX
         """How long it may take to say Hello."""
         self.doing = ""

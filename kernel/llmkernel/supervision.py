@@ -82,7 +82,7 @@ class Supervision:
             process.start_ns = t.now_ns
             process.moved_ns = t.now_ns
             process.working_ns = 0
-            process.killed_hung = False
+            process.killed_hung = process.signalled = False
             process.hello_ms = limits.STARTING_MS_MAX
             t.effects.append(Start(process.spec, process.incarnation))
 
@@ -210,7 +210,8 @@ class Supervision:
             return
         process.state = ProcessState.WAITING
         # One that nobody killed died by itself too, whatever its exit code says.
-        if (guilty or exit.signal is None) and not attributed and not expected:
+        by_itself = guilty or (exit.signal is None and not process.signalled)
+        if by_itself and not attributed and not expected:
             process.deaths_ns = [*process.deaths_ns[-(POLICY.restarts_max + 1) :], t.now_ns]
         rest_ms, quarantined = POLICY.rest_ms(process.deaths_ns, t.now_ns)
         process.start_ns = t.now_ns + rest_ms * MS

@@ -332,3 +332,12 @@ def test_a_child_taken_over_that_stays_silent_is_killed_soon() -> None:
     rig.restart(children=(rig.tokenizer_child,))
     assert alive(rig, [], 5000) == []
     assert len(alive(rig, [], 250)) == 1
+
+
+def test_an_exit_that_an_operator_asked_for_is_not_counted() -> None:
+    rig, client, _ = boot()
+    for _ in range(5):
+        client.say(ProcessKill("tokenizer", 15))
+        rig.exited(rig.tokenizer_child, code=0)
+        assert len(effects(rig, Start)) == 1
+        rig.tokenizer_child = rig.fork(rig.starts["tokenizer"])

@@ -19,7 +19,7 @@ from llmproto.errors import ErrorKind
 from llmproto.generation import Generate, Sampling
 
 from libllm import events as session_events
-from llmkernel.testkit.oracle import HANGS, POISON, Twin, undisturbed
+from llmkernel.testkit.oracle import BITTER, HANGS, POISON, Twin, undisturbed
 from llmkernel.testkit.rig import MS, OPERATOR_PROOF
 from llmkernel.testkit.world import Node, World
 
@@ -40,13 +40,15 @@ class Reading:
         self.tokens = 0
         self.queue: list[StreamRow] = []
         self.cancelled = False
+        self.bitter = False
+        """Its request kills the sink."""
         self.inherited = False
         """Of a client that died: its thread may have been cancelled before this one asked."""
         self.deadline = False
 
     def row(self, row: StreamRow) -> None:
         """The next text: it is the twin's, and comes once."""
-        assert not self.over, (self.over, row)
+        assert not self.over and not self.bitter, (self.over, row)
         self.text += row.text
         assert self.twin.text.startswith(self.text), (self.text, self.twin.text)
         assert len(self.text.encode()) == row.until
@@ -116,6 +118,7 @@ class FakeClient(Node):
             doomed = prompt[0] in (POISON, HANGS) and twin.tokens > 2
             reading = Reading(twin, poisoned=doomed)
             reading.deadline = deadline_ms is not None
+            reading.bitter = prompt[0] == BITTER
             self.streams[key + bytes((index,))] = reading
         self.opened[self.calls] = generate
         deadline_ns = None if deadline_ms is None else self.world.now_ns + deadline_ms * MS
@@ -186,7 +189,8 @@ class FakeClient(Node):
                 reading = self.streams[name]
                 allowed = reading.deadline and effect.message.kind is ErrorKind.DEADLINE
                 late = stream is not None and effect.message.kind is ErrorKind.STALE
-                assert allowed or late, effect
+                bitter = reading.bitter and effect.message.kind is ErrorKind.INTERNAL
+                assert allowed or late or bitter, effect
                 reading.over = "failed"
 
     def _read_later(self, stream: bytes) -> None:

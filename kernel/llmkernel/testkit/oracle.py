@@ -19,6 +19,8 @@ HANGS: Final = 667
 """A prompt that begins with it makes its executor hang there."""
 PAIR: Final = 668
 """Two threads whose prompts begin with it kill their executor in company."""
+BITTER: Final = 669
+"""A request whose prompt begins with it kills the sink that reads it."""
 POISON_TOKENS: Final = 2
 """Tokens that such a thread generates before."""
 

@@ -12,7 +12,7 @@ from llmproto.threads import ThreadRenice, ThreadResume, ThreadSuspend
 from llmkernel.events import JournalRoom
 from llmkernel.testkit.client import ASK_MS, FakeClient, Reading
 from llmkernel.testkit.executor import FakeExecutor
-from llmkernel.testkit.oracle import HANGS, PAIR, POISON
+from llmkernel.testkit.oracle import BITTER, HANGS, PAIR, POISON
 from llmkernel.testkit.rig import MS
 from llmkernel.testkit.tokenizer import FakeTokenizer
 from llmkernel.testkit.world import SIGKILL, Network, World
@@ -56,7 +56,7 @@ class Scenario:
     def _plan(self) -> None:
         world, chance = self.world, self.chance
         world.after(0, world.boot)
-        bad = chance.choice((0, 0, 0, 0, 0, POISON, POISON, PAIR, HANGS))
+        bad = chance.choice((0, 0, 0, 0, 0, POISON, POISON, PAIR, HANGS, BITTER))
         requests = chance.randint(4, 9)
         for number in range(requests):
             first = 0

@@ -35,9 +35,9 @@ from llmproto.threads import (
 from llmproto.wire import pack_tokens, unpack_tokens
 
 from libllm import events as session_events
-from llmkernel.testkit.oracle import piece
+from llmkernel.testkit.oracle import BITTER, piece
 from llmkernel.testkit.rig import MODEL, MS
-from llmkernel.testkit.world import Process, World
+from llmkernel.testkit.world import SIGSEGV, Process, World
 
 REASONS: Final = {1: "stop", 2: "length", 3: "cancel", 4: "error"}
 SPAWN_MS: Final = 10_000
@@ -213,6 +213,9 @@ class FakeTokenizer(Process):
         if header.id in self.asking:
             return
         self.progress += 1
+        if (generate.prompt_tokens or [0])[0] == BITTER:
+            self.world.signal(self.child.pid, SIGSEGV)
+            return
         asking = self.asking[header.id] = Asking(header, generate)
         self._spawn(asking, 0)
 
