@@ -113,6 +113,8 @@ async def serve(
         children=len(first.children),
         ms=int((time.monotonic() - started) * 1000),
     )
+    for exit in promoted.exits:  # nobody is struck for a death that no kernel saw
+        home.crash_note(exit.name, exit.incarnation).unlink(missing_ok=True)
     heard = [event for message in since for event in shell.events_of(message)]
     await shell.run(home.socket, [first, *heard])
     journal.close()
