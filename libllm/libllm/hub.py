@@ -6,7 +6,6 @@ fetches code or pickles, and never adds anything to a system: the caller does th
 """
 
 import errno
-import re
 import shutil
 from pathlib import Path
 from typing import Final
@@ -41,12 +40,6 @@ FILES: Final = (
 """What serving reads; weights in safetensors only."""
 NOT_FILES: Final = ("*/*", "consolidated*", "*.py", "*.bin", "*.pt", "*.pth", "*.ckpt")
 """Folders hold other formats of the same weights, and so does `consolidated`."""
-_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-def is_name(text: str) -> bool:
-    """Whether this reads like ORG/NAME; says nothing about its existence."""
-    return _NAME.fullmatch(text) is not None
 
 
 def fetch(name: str, *, revision: str | None = None, progress: bool = False) -> Path:

@@ -239,20 +239,3 @@ def test_no_room_and_no_right_say_where() -> None:
     closed = hub.refusal("tiny/model", PermissionError(errno.EACCES, "Permission denied", "/x"))
     assert closed.kind is ErrorKind.DENIED
     assert closed.detail.startswith("/x cannot be written (Permission denied)")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("org/name", True),
-        ("Qwen/Qwen2.5-0.5B", True),
-        ("name", False),
-        ("./org/name", False),
-        ("../shared/model", False),
-        ("/abs/model", False),
-        ("a/b/c", False),
-        ("org/", False),
-    ],
-)
-def test_names(text: str, expected: bool) -> None:
-    assert hub.is_name(text) is expected

@@ -1,7 +1,7 @@
 """The command `run`: one answer, streamed, or a chat at the terminal."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from libllm.cli.system import Operator, Streaming
     from libllm.options import Options
 
-BOOT_S = 60.0
+BOOT_S: Final = 60.0
 
 
 def run(
@@ -81,7 +81,7 @@ def run(
         raise typer.BadParameter("--system makes sense with --chat, not with --raw")
     interactive = prompt is None and sys.stdin.isatty() and not json
     if prompt is None and not interactive:
-        prompt = sys.stdin.read().removesuffix("\n")
+        prompt = _standard_input()
     system = system_of(context)
     place = system.home(home)
     if not system.is_running(place):
@@ -116,6 +116,16 @@ def run(
             return
         pieces = start(operator, prompt, turns, options)
         write(pieces, verbose=verbose)
+
+
+def _standard_input() -> str:
+    """All of it, less the newline that ends a file; INVALID where it is not text."""
+    from llmproto.errors import invalid
+
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise invalid(f"standard input is not UTF-8 text: {error}") from None
 
 
 def turns_of(prompt: str, system_text: str | None) -> list[dict[str, str]]:

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 from libllm.cli import chat as conversation
 from libllm.cli import lookup
+from libllm.cli.app import app
 from libllm.cli.run import write
 from libllm.results import Piece
 from llmproto.errors import ErrorKind, RemoteError
+from typer.testing import CliRunner
 
 from .conftest import CommandLine, FakeSystem, Generation, Pieces, entry, pieces_of
 
@@ -54,6 +56,12 @@ def test_standard_input_is_the_prompt(llmos: CommandLine, system: FakeSystem) ->
     system.operator.streams = [pieces_of("x")]
     llmos("run", "plain", stdin="two\nlines\n")
     assert asked(system)[1] == "two\nlines"
+
+
+def test_standard_input_must_be_text(system: FakeSystem) -> None:
+    result = CliRunner().invoke(app, ["run", "plain"], obj=system, input=b"\xff\xfe")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("llmos: INVALID: standard input is not UTF-8 text")
 
 
 def test_chat_makes_turns(llmos: CommandLine, system: FakeSystem) -> None:
@@ -163,3 +171,20 @@ def test_without_a_template_lines_are_continued(system: FakeSystem) -> None:
     system.operator.streams = [pieces_of("x")]
     conversation.converse(system, system.operator, {}, None, chat=False)
     assert asked(system)[:2] == ("generate", "Once")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("org/name", True),
+        ("Qwen/Qwen2.5-0.5B", True),
+        ("name", False),
+        ("./org/name", False),
+        ("../shared/model", False),
+        ("/abs/model", False),
+        ("a/b/c", False),
+        ("org/", False),
+    ],
+)
+def test_names_on_the_hub(text: str, expected: bool) -> None:
+    assert bool(lookup.HUB_NAME.fullmatch(text)) is expected
