@@ -296,9 +296,9 @@ async def _all(reading: Reading, parts: list[Part]) -> list[Piece]:
     by_stream = {part.name.stream: part for part in parts}
     pieces: dict[bytes, list[Piece]] = {stream: [] for stream in by_stream}
     while not reading.is_over:
-        row = await reading.next()
-        pieces[row.stream].append(by_stream[row.stream].choice.take(row))
-        reading.consume(row)
+        for row in await reading.take():
+            pieces[row.stream].append(by_stream[row.stream].choice.take(row))
+            reading.consume(row)
     return [joined(each) for each in pieces.values()]
 
 

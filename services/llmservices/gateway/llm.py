@@ -2,13 +2,15 @@
 
 import asyncio
 from collections import deque
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from libllm.events import StreamRow
 from llmproto.base import Message
 from llmproto.errors import RemoteError
 from llmproto.generation import Accepted, Attached, Generate
 
+ROWS_MAX: Final = 64
+"""Taken at once: what has piled up is written together, in pieces that stay small."""
 MessageT = TypeVar("MessageT", bound=Message)
 
 
@@ -33,16 +35,16 @@ class Inbox:
         self._failure = error
         self._came.set()
 
-    async def next(self, *, patience_s: float | None = None) -> StreamRow:
-        """The oldest row that was not taken; raises what failed once no row is left, TimeoutError
-        where none comes for so long."""
+    async def take(self, *, patience_s: float | None = None) -> list[StreamRow]:
+        """The oldest rows that were not taken, one to ROWS_MAX; raises what failed once no row is
+        left, TimeoutError where none comes for so long."""
         while not self._rows:
             if self._failure is not None:
                 raise self._failure
             self._came.clear()
             async with asyncio.timeout(patience_s):
                 await self._came.wait()
-        return self._rows.popleft()
+        return [self._rows.popleft() for _ in range(min(len(self._rows), ROWS_MAX))]
 
 
 class Llm(Protocol):

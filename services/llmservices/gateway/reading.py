@@ -38,9 +38,10 @@ class Reading:
         self._tenant = tenant
         self._inbox = Inbox()
         self._open: set[bytes] = set()
-        self._tokens: dict[bytes, int] = {}
+        self._seen: dict[bytes, tuple[int, float | None]] = {}
+        """Tokens of each stream, and when the last of them came."""
+        self._resumed: bytes | None = None
         self._began_s = time.monotonic()
-        self._last_s: float | None = None
 
     @property
     def is_over(self) -> bool:
@@ -73,6 +74,7 @@ class Reading:
     async def resume(self, stream: bytes, *, offset: int, scores: int) -> Attached:
         """Go on with a stream."""
         self._open.add(stream)
+        self._resumed = stream
         self._measures.streams += 1
         return await self._llm.resume(
             stream,
@@ -83,20 +85,26 @@ class Reading:
             patience_ms=ACCEPT_MS,
         )
 
-    async def next(self, *, patience_s: float | None = None) -> StreamRow:
-        """The next row of any of them; see Inbox."""
-        row = await self._inbox.next(patience_s=patience_s)
+    async def take(self, *, patience_s: float | None = None) -> list[StreamRow]:
+        """The next rows of any of them; see Inbox."""
+        rows = await self._inbox.take(patience_s=patience_s)
         now_s = time.monotonic()
-        before = self._tokens.get(row.stream, 0)
-        if row.tokens > before:
-            self._tokens[row.stream] = row.tokens
-            self._measures.output_tokens += row.tokens - before
-            if self._last_s is None:
-                self._measures.first_token.add(now_s - self._began_s)
-            else:
-                self._measures.between_tokens.add(now_s - self._last_s)
-            self._last_s = now_s
-        return row
+        for row in rows:
+            self._measure(row, now_s)
+        return rows
+
+    def _measure(self, row: StreamRow, now_s: float) -> None:
+        tokens, last_s = self._seen.get(row.stream, (0, None))
+        if row.stream == self._resumed and last_s is None:
+            tokens, last_s = row.tokens - 1, self._began_s  # the rest was counted when it came
+        if row.tokens <= tokens:
+            return
+        self._seen[row.stream] = (row.tokens, now_s)
+        self._measures.output_tokens += row.tokens - tokens
+        if last_s is None:
+            self._measures.first_token.add(now_s - self._began_s)
+        else:
+            self._measures.between_tokens.add((now_s - last_s) / (row.tokens - tokens))
 
     def consume(self, row: StreamRow) -> None:
         """The client has this row."""

@@ -159,7 +159,7 @@ class EventStream(Response):
         try:
             await _body(send, self._events.begin())
             while not self._reading.is_over:
-                await self._write_row(send)
+                await self._write_rows(send)
             last = self._events.finish()
         except RemoteError as error:
             last = event(of_remote(error).json)
@@ -167,14 +167,21 @@ class EventStream(Response):
             last = event(error.json)
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def _write_row(self, send: Send) -> None:
+    async def _write_rows(self, send: Send) -> None:
+        """What has come by now; what came before a row that breaks off is sent all the same."""
         try:
-            row = await self._reading.next(patience_s=WAITING_S)
+            rows = await self._reading.take(patience_s=WAITING_S)
         except TimeoutError:
             await _body(send, WAITING)
             return
-        await _body(send, self._events.row(row))
-        self._reading.consume(row)
+        data = []
+        try:
+            for row in rows:
+                data.append(self._events.row(row))  # noqa: PERF401 - it may raise in between
+        finally:
+            await _body(send, b"".join(data))
+        for row in rows:
+            self._reading.consume(row)
 
 
 class FinishedStream(Response):

@@ -79,7 +79,7 @@ async def test_rows_reach_the_inbox_and_are_consumed() -> None:
     first, last = StreamRow(STREAM, "a", 1, 1), StreamRow(STREAM, "b", 2, 2, END)
     for row in (first, last):
         port.deliver(row)
-        assert await inbox.next() == row
+        assert await inbox.take() == [row]
         llm.consume(row, keep=False)
     assert port.of(Consumed) == [Consumed(STREAM, 1, 1), Consumed(STREAM, 2, 2, ended=True)]
     check(llm, streams=0)
@@ -137,7 +137,7 @@ async def test_a_failed_stream_fails_its_inbox() -> None:
     await opened(port, llm, inbox)
     port.deliver(StreamFailed(STREAM, ErrorKind.STALE, "gone"))
     with pytest.raises(RemoteError, match="gone"):
-        await inbox.next()
+        await inbox.take()
 
 
 @pytest.mark.parametrize("cancel", [True, False])
@@ -158,7 +158,7 @@ async def test_a_second_reader_takes_over() -> None:
     await opened(port, llm, first)
     await llm.resume(STREAM, second, offset=1, scores=0, tenant=5, patience_ms=1000)
     with pytest.raises(RemoteError) as caught:
-        await first.next()
+        await first.take()
     assert caught.value.kind is ErrorKind.STALE
     llm.close(STREAM, first, cancel=True)
     check(llm, streams=1)
