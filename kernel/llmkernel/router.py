@@ -12,7 +12,7 @@ from llmproto.base import Header, replaced
 from llmproto.connection import Hello, Unknown, Welcome
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.kinds import KINDS, PLUGIN_KIND_FIRST
-from llmproto.rights import KIND_RIGHTS, Right
+from llmproto.rights import KIND_RIGHTS, ROLES, Right
 
 from llmkernel.processes import Process
 from llmkernel.sessions import Request, Session
@@ -192,6 +192,8 @@ class Router:
         """To one peer, or to a service."""
         t = self._t
         t.requests_routed += 1
+        if header.kind >= PLUGIN_KIND_FIRST and not self._in_scope(session, header):
+            return
         if header.reply_to is not None:
             self._answer(session, header, body)
         elif header.peer is not None:
@@ -200,6 +202,24 @@ class Router:
                 t.forward(target, replaced(header, source=session.id, tenant=None), body)
         else:
             self._ask(session, header, body)
+
+    def _in_scope(self, session: Session, header: Header) -> bool:
+        """Plug-in kinds are a plug-in's: it is asked and answers with them, and tells clients;
+        everybody else is refused."""
+        plugin = session.role not in ROLES
+        if header.reply_to is not None:
+            return plugin
+        role = header.target
+        if header.peer is not None:
+            listener = self._t.sessions.by_id.get(header.peer)
+            if listener is None or (plugin and Right.USE in listener.rights):
+                return listener is not None
+            role = listener.role
+        if role not in ROLES:
+            return True
+        detail = f"kind 0x{header.kind:04x} is a plug-in's, and {role!r} is none"
+        self._t.fail(session, header.id, ErrorKind.INVALID, detail)
+        return False
 
     def _answer(self, session: Session, header: Header, body: tuple[bytes, ...]) -> None:
         t = self._t
@@ -224,10 +244,7 @@ class Router:
             return
         target = t.sessions.of_service(header.target)
         if target is None:
-            known = any(p.role == header.target for p in t.processes.by_name.values())
-            kind = ErrorKind.UNAVAILABLE if known else ErrorKind.INVALID
-            detail = f"service {header.target!r} is " + ("not up yet" if known else "not known")
-            t.fail(session, header.id, kind, detail, 50 if known else None)
+            self._nobody_serves(session, header)
             return
         if header.id not in session.requests:
             if len(session.requests) >= limits.REQUESTS_IN_FLIGHT_MAX:
@@ -247,6 +264,19 @@ class Router:
             )
             t.sessions.ask(request)
         t.forward(target, replaced(header, source=session.id, tenant=tenant), body)
+
+    def _nobody_serves(self, session: Session, header: Header) -> None:
+        """What init starts will come, and so may a plug-in that somebody else starts."""
+        t = self._t
+        name = header.target
+        if any(p.role == name for p in t.processes.by_name.values()):
+            detail = f"service {name!r} is not up yet"
+            t.fail(session, header.id, ErrorKind.UNAVAILABLE, detail, 50)
+        elif name in ROLES:
+            t.fail(session, header.id, ErrorKind.INVALID, f"no {name} runs in this system")
+        else:
+            detail = f"nobody has come to serve {name!r} yet: is it installed and started?"
+            t.fail(session, header.id, ErrorKind.UNAVAILABLE, detail, 200)
 
     def _may_enter(self, target: Session, header: Header) -> bool:
         """Requests that were in a service when it died by itself enter it alone."""

@@ -1,7 +1,9 @@
 """Greetings, rights, requests to services and their answers."""
 
+from typing import Any
+
 import pytest
-from llmkernel.events import Arrived, PeerLost, Send
+from llmkernel.events import Arrived, Forward, PeerLost, Send
 from llmkernel.testkit.rig import CONFIG, MS, OPERATOR_PROOF, SERVICE_PROOF, Peer, Rig, numbered
 from llmproto import limits, wire
 from llmproto.base import Header, Message
@@ -213,6 +215,67 @@ def test_an_unknown_kind_is_invalid_and_a_plugins_kind_passes() -> None:
     ]
 
 
+def plugin_frames(number: int, **fields: Any) -> tuple[bytes, ...]:  # Any: the header's fields
+    """A message of a plug-in kind, with a body that nobody can decode and one blob."""
+    header = Header(limits.PROTOCOL_VERSION, 0x8001, numbered(number), blobs=[2], **fields)
+    return (wire.encode_header(header), b"\xc1", b"ab")
+
+
+def forwarded(rig: Rig) -> list[tuple[bytes, bytes, tuple[bytes, ...]]]:
+    """(connection, the sender's session, body and blobs) of what the last event passed on."""
+    return [(e.peer, e.header.source, e.body) for e in rig.effects if isinstance(e, Forward)]
+
+
+def test_a_plugin_is_asked_and_answers_in_its_own_kinds_with_blobs() -> None:
+    rig, client, _ = boot()
+    echo = rig.peer("echo")
+    echo.hello(SERVICE_PROOF)
+    echo.say(ProcessStarted())
+    rig.handle(Arrived(client.peer, plugin_frames(1, target="echo")))
+    assert forwarded(rig) == [(echo.peer, client.session, (b"\xc1", b"ab"))]
+    rig.handle(Arrived(echo.peer, plugin_frames(2, peer=client.session, reply_to=numbered(1))))
+    assert forwarded(rig) == [(client.peer, echo.session, (b"\xc1", b"ab"))]
+    rig.handle(Arrived(echo.peer, plugin_frames(3, peer=client.session)))
+    assert forwarded(rig) == [(client.peer, echo.session, (b"\xc1", b"ab"))]
+    rig.handle(Arrived(client.peer, plugin_frames(4, peer=echo.session)))
+    assert forwarded(rig) == [(echo.peer, client.session, (b"\xc1", b"ab"))]
+
+
+def test_a_plugins_kinds_reach_nobody_who_is_none() -> None:
+    rig, client, tokenizer = boot()
+    echo = rig.peer("echo")
+    echo.hello(SERVICE_PROOF)
+    echo.say(ProcessStarted())
+    for number, sender in enumerate((client, echo)):
+        sender.said.clear()
+        for place in ({"target": "tokenizer"}, {"peer": tokenizer.session}, {"target": "kernel"}):
+            rig.handle(Arrived(sender.peer, plugin_frames(10 + number, **place)))
+            assert refusal(sender.said) is ErrorKind.INVALID
+            sender.said.clear()
+        rig.handle(Arrived(sender.peer, plugin_frames(20 + number, peer=numbered(99))))
+        assert not rig.effects
+    # Nor do the answers of one that is no plug-in, or what it says by itself, carry them.
+    request = rig.ask(client, tokenizer)
+    rig.handle(Arrived(tokenizer.peer, plugin_frames(30, peer=client.session, reply_to=request)))
+    assert not forwarded(rig)
+    rig.handle(Arrived(tokenizer.peer, plugin_frames(31, peer=client.session)))
+    assert not forwarded(rig)
+
+
+def test_a_plugin_that_dies_leaves_its_requests_unavailable_and_its_name_too() -> None:
+    rig, client, _ = boot()
+    echo = rig.peer("echo")
+    echo.hello(SERVICE_PROOF)
+    echo.say(ProcessStarted())
+    rig.handle(Arrived(client.peer, plugin_frames(1, target="echo")))
+    echo.say(Goodbye())
+    ((header, failed),) = client.heard
+    assert (header.reply_to, refusal([failed])) == (numbered(1), ErrorKind.UNAVAILABLE)
+    client.said.clear()
+    rig.handle(Arrived(client.peer, plugin_frames(1, target="echo")))
+    assert refusal(client.said) is ErrorKind.UNAVAILABLE
+
+
 def test_what_is_not_for_the_kernel_is_invalid() -> None:
     _, client, _ = boot()
     assert refusal(client.say(GENERATE)) is ErrorKind.INVALID
@@ -267,7 +330,8 @@ def test_requests_in_flight_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 def test_unknown_and_unready_services() -> None:
     rig = Rig()
     client = rig.client()
-    assert refusal(client.say(GENERATE, target="nobody")) is ErrorKind.INVALID
+    assert refusal(client.say(GENERATE, target="nobody")) is ErrorKind.UNAVAILABLE
+    assert refusal(client.say(GENERATE, target="monitor")) is ErrorKind.INVALID
     assert refusal(client.say(GENERATE, target="tokenizer")) is ErrorKind.UNAVAILABLE
 
 

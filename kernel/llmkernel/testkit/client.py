@@ -19,6 +19,7 @@ from llmproto.errors import ErrorKind
 from llmproto.generation import Generate, Sampling
 
 from libllm import events as session_events
+from llmkernel.testkit.ledger import Ledger
 from llmkernel.testkit.oracle import BITTER, HANGS, POISON, Twin, undisturbed
 from llmkernel.testkit.rig import MS, OPERATOR_PROOF
 from llmkernel.testkit.world import Node, World
@@ -40,29 +41,33 @@ class Reading:
         self.tokens = 0
         self.queue: list[StreamRow] = []
         self.cancelled = False
+        self.stop = ""
         self.bitter = False
         """Its request kills the sink."""
         self.inherited = False
         """Of a client that died: its thread may have been cancelled before this one asked."""
         self.deadline = False
 
-    def row(self, row: StreamRow) -> None:
-        """The next text: it is the twin's, and comes once."""
+    def row(self, row: StreamRow, ledger: Ledger, *, fast: bool) -> None:
+        """The next text: it is committed, it is the twin's, and it comes once."""
         assert not self.over and not self.bitter, (self.over, row)
         self.text += row.text
-        assert self.twin.text.startswith(self.text), (self.text, self.twin.text)
+        committed = ledger.text(row.stream, self.stop)
+        assert committed.startswith(self.text), (self.text, committed)
+        assert fast or self.twin.text.startswith(self.text), (self.text, self.twin.text)
         assert len(self.text.encode()) == row.until
         if row.end is None:
             return
         self.over = row.end.reason
         if row.end.reason == "cancel":
             assert self.cancelled or self.inherited, row.end
-        elif self.poisoned:
+        elif self.poisoned and not (fast and row.end.error is None):
             assert row.end.error is ErrorKind.INTERNAL, row.end
         elif row.end.reason == "error":
             assert self.deadline and row.end.error is ErrorKind.DEADLINE, row.end
         else:
-            assert (self.text, row.end.reason, row.end.output_tokens) == self.twin
+            assert self.text == committed
+            assert fast or (self.text, row.end.reason, row.end.output_tokens) == self.twin
 
 
 class FakeClient(Node):
@@ -115,9 +120,10 @@ class FakeClient(Node):
             twin = undisturbed(
                 prompt, seed=seed + index, output_tokens_max=output_tokens_max, stop=stop
             )
-            doomed = prompt[0] in (POISON, HANGS) and twin.tokens > 2
+            doomed = prompt[0] in (POISON, HANGS) and (self.world.fast or twin.tokens > 2)
             reading = Reading(twin, poisoned=doomed)
             reading.deadline = deadline_ms is not None
+            reading.stop = stop
             reading.bitter = prompt[0] == BITTER
             self.streams[key + bytes((index,))] = reading
         self.opened[self.calls] = generate
@@ -164,7 +170,7 @@ class FakeClient(Node):
         match effect:
             case StreamRow():
                 reading = self.streams[effect.stream]
-                reading.row(effect)
+                reading.row(effect, self.world.ledger, fast=self.world.fast)
                 reading.queue.append(effect)
                 if len(reading.queue) == 1:
                     self._read_later(effect.stream)

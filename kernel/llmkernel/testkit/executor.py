@@ -149,7 +149,9 @@ class FakeExecutor(Process):
             if position >= resident.length_max:
                 row: tuple[int, int | None, int] = (position, None, 2)
             else:
-                token = resident.context.next()
+                state = resident.context.state
+                token = resident.context.next(residency % 5 if self.world.fast else 0)
+                self.world.ledger.proposed.add((state, token))
                 output_tokens = resident.context.tokens - resident.prompt_tokens
                 output_tokens_max = resident.length_max - resident.prompt_tokens
                 row = (position, token, end_of(token, output_tokens, output_tokens_max))

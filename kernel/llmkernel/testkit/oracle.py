@@ -34,9 +34,10 @@ class Context:
         self.tokens = len(packed) // 4
         self.state = zlib.crc32(packed, seed)
 
-    def next(self) -> int:
-        """The next token; it is in the context from now on."""
-        token = (self.state ^ self.state >> 15) % VOCABULARY
+    def next(self, salt: int = 0) -> int:
+        """The next token; it is in the context from now on.  With another salt it is another one,
+        as where the last bits of logits depend on the batch."""
+        token = (self.state ^ self.state >> 15 ^ salt) % VOCABULARY
         self.push(token)
         return token
 

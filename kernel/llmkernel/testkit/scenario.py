@@ -46,6 +46,7 @@ class Scenario:
         self.chance = random.Random(seed)
         chance = self.chance
         self.world = World(seed, network=chance.choice(NETWORKS))
+        self.world.fast = chance.random() < 0.3
         self.world.programs = {"tokenizer": FakeTokenizer, "executor": FakeExecutor}
         slow = chance.choice((1.0, 1.0, 1.0, 30.0))
         self.clients = [FakeClient(self.world, slow=slow) for _ in range(chance.randint(1, 3))]

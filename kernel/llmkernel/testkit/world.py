@@ -45,6 +45,7 @@ from llmkernel.events import (
     Wake,
 )
 from llmkernel.state import State
+from llmkernel.testkit.ledger import Ledger
 from llmkernel.testkit.rig import CONFIG, DEVICES, MS
 
 TICK_MS: Final = 250
@@ -218,6 +219,9 @@ class World:
         network: Network = Network(),  # noqa: B008 - frozen
     ) -> None:
         self.random = random.Random(seed)
+        self.ledger = Ledger()
+        self.fast = False
+        """Executors compute other tokens in every residency; otherwise as in exact mode."""
         self.config = config
         self.network = network
         self.now_ns = 1_000_000_000
@@ -351,6 +355,7 @@ class World:
             self.trace.update(self._encoder.encode(effect))
             if isinstance(effect, Record):
                 self.journal.append(facts.encode(effect.fact))
+                self.ledger.record(effect.fact)
         self.kernel.check()
         if self.compact_every and not self.events % self.compact_every:
             self._compact(self.kernel)
