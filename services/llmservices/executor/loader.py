@@ -70,27 +70,25 @@ def _kv_bytes(model: Model, config: ExecutorConfig, residents_max: int) -> int:
 
 
 def _warm_up(engine: Engine, on_plan: PlanHook, costs: StepCosts) -> None:
-    """Prefill and decode threads that nobody asked for; the first pays for what is made once, the
-    second is measured."""
+    """One prefill and one decode of a thread that nobody asked for.  They pay for what is made
+    once, so the first steps are thought slower than they are: that is only patience."""
     tokens = min(WARM_UP_TOKENS, engine.context_tokens - 2)
     if tokens < 1:
         return
-    for residency in range(2):
-        engine.add(
-            Admission(
-                thread=bytes(8),
-                residency=residency,
-                tokens=[0] * tokens,
-                prompt_tokens=tokens,
-                output_tokens_max=2,
-                sampling=Sampling(temperature=0.0, ignore_eos=True),
-                domain=residency.to_bytes(16),  # nothing is shared between them
-            )
+    engine.add(
+        Admission(
+            thread=bytes(8),
+            residency=0,
+            tokens=[0] * tokens,
+            prompt_tokens=tokens,
+            output_tokens_max=2,
+            sampling=Sampling(temperature=0.0, ignore_eos=True),
+            domain=bytes(16),
         )
-        for _ in range(2):
-            before, began_s = engine.counters.rows, time.monotonic()
-            engine.step()
-            if residency:
-                costs.add(engine.counters.rows - before, time.monotonic() - began_s)
-        engine.drop(residency)
+    )
+    for _ in range(2):
+        before, began_s = engine.counters.rows, time.monotonic()
+        engine.step()
+        costs.add(engine.counters.rows - before, time.monotonic() - began_s)
+    engine.drop(0)
     on_plan([])
