@@ -4,7 +4,9 @@ import asyncio
 import os
 import sys
 import time
+from collections.abc import Callable
 
+import msgspec
 import structlog
 import uvloop
 from libllm.config import Home, ProcessEnvironment, SystemConfig
@@ -18,7 +20,7 @@ from llmkernel.boot import core_config
 from llmkernel.compaction import Compaction
 from llmkernel.core import Kernel
 from llmkernel.devices import detect
-from llmkernel.events import Restarted
+from llmkernel.events import KernelConfig, Restarted
 from llmkernel.initlink import Link
 from llmkernel.journal import Journal, Options
 from llmkernel.rejected import read_rejected
@@ -28,6 +30,16 @@ from llmkernel.state import State
 
 BEAT_S = 0.25
 """Replay beats so often, however long its records are."""
+
+
+class Parts(msgspec.Struct, frozen=True):
+    """What a kernel's process is put together from."""
+
+    kernel: type[Kernel] = Kernel
+    shell: type[Shell] = Shell
+    state: type[State] = State
+    configure: Callable[[KernelConfig], KernelConfig] = lambda config: config
+    """Has the last word on what the core is told."""
 
 
 class Synced:
@@ -44,16 +56,15 @@ class Synced:
 
 
 def replay(
-    home: Home, config: SystemConfig, link: Link, on_synced: Synced
-) -> tuple[Journal, State]:
-    """The durable state, beating all the while."""
+    home: Home, config: SystemConfig, link: Link, on_synced: Synced, state: State
+) -> Journal:
+    """Bring the state up to date, beating all the while."""
     options = Options(
         sync=config.kernel.sync,
         bytes_max=config.kernel.journal_bytes_max,
         on_synced=on_synced if config.kernel.sync == "always" else None,
     )
     journal, records = Journal.open(home.journal, options)
-    state = State()
     beat_s = 0.0
     for record in records:
         for fact in turns.decode(record):
@@ -61,7 +72,7 @@ def replay(
         if (now_s := time.monotonic()) - beat_s > BEAT_S:
             beat_s = now_s
             link.send(init.KernelBeat())
-    return journal, state
+    return journal
 
 
 async def serve(
@@ -71,17 +82,19 @@ async def serve(
     since: list[init.InitMessage],
     logger: structlog.typing.FilteringBoundLogger,
     devices: tuple[DeviceRow, ...],
+    parts: Parts,
 ) -> None:
     """Be the kernel until told to end; `since` is what init has said after the promotion."""
     started = time.monotonic()
     home = environment.home
     config = SystemConfig.read(home.config)
     synced = Synced()
-    journal, state = replay(home, config, link, synced)
+    state = parts.state()
+    journal = replay(home, config, link, synced, state)
     for notice in journal.notices:
         logger.warning("journal", notice=notice)
-    shell = Shell(
-        Kernel(state),
+    shell = parts.shell(
+        parts.kernel(state),
         journal=journal,
         clock=Clock(state.now_ns),
         link=link,
@@ -95,7 +108,7 @@ async def serve(
         epoch=state.epoch + 1,
         boot_id=promoted.boot_id,
         wall_ns=time.time_ns(),
-        config=core_config(home, config, devices),
+        config=parts.configure(core_config(home, config, devices)),
         devices=devices,
         children=tuple(promoted.children),
         exits=tuple(promoted.exits),
@@ -120,7 +133,7 @@ async def serve(
     journal.close()
 
 
-def main() -> None:
+def main(parts: Parts) -> None:
     """Wait for promotion, then be the kernel."""
     environment = ProcessEnvironment.read()
     logger = logs.configure("kernel")
@@ -131,7 +144,7 @@ def main() -> None:
     link.send(init.KernelBeat())
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(environment, link, promoted, since, logger, devices))
+            runner.run(serve(environment, link, promoted, since, logger, devices, parts))
     except RemoteError as error:
         logger.critical("cannot start", kind=error.kind.value, detail=error.detail)
         sys.exit(78)
@@ -141,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Parts())

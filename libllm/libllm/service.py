@@ -300,24 +300,34 @@ class Serving:
 
 
 async def serve(
-    make: Callable[[Port], Service], *, role: str, environment: ProcessEnvironment
+    make: Callable[[Port], Service],
+    *,
+    role: str,
+    environment: ProcessEnvironment,
+    serving: type[Serving] = Serving,
 ) -> int:
     """Serve until SIGTERM or a refusal; gives the exit code, raises what the service did not
     expect."""
     if environment.lifeline_fd is not None:
         hold_lifeline(environment.lifeline_fd)
-    serving = Serving(make, role=role, environment=environment)
+    at_work = serving(make, role=role, environment=environment)
     asyncio.get_running_loop().set_exception_handler(
-        lambda _, context: serving.broke(_exception_of(context))
+        lambda _, context: at_work.broke(_exception_of(context))
     )
-    return await serving.run()
+    return await at_work.run()
 
 
-def run(make: Callable[[Port], Service], *, role: str, environment: ProcessEnvironment) -> None:
+def run(
+    make: Callable[[Port], Service],
+    *,
+    role: str,
+    environment: ProcessEnvironment,
+    serving: type[Serving] = Serving,
+) -> None:
     """The whole process of a service; ends it, with a code other than 0 where something broke."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            code = runner.run(serve(make, role=role, environment=environment))
+            code = runner.run(serve(make, role=role, environment=environment, serving=serving))
     except Exception:
         logger = logs.configure(environment.process or role)
         logger.critical("broken", exc_info=True)

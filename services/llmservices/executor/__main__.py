@@ -4,13 +4,13 @@ import argparse
 from pathlib import Path
 
 from libllm.config import ProcessEnvironment, SystemConfig
-from libllm.service import run
+from libllm.service import Serving, run
 
 from llmservices.executor.loader import Settings
 from llmservices.executor.service import Executor
 
 
-def main() -> None:
+def main(serving: type[Serving] = Serving, service: type[Executor] = Executor) -> None:
     """Serve one model until told to end."""
     parser = argparse.ArgumentParser(prog="llmservices.executor")
     for name in ("model", "path", "digest", "device", "cores", "memory"):
@@ -29,9 +29,10 @@ def main() -> None:
     note = environment.home.crash_note(process, environment.incarnation)
     incarnation = environment.incarnation
     run(
-        lambda port: Executor(port, settings, note, process=process, incarnation=incarnation),
+        lambda port: service(port, settings, note, process=process, incarnation=incarnation),
         role="executor",
         environment=environment,
+        serving=serving,
     )
 
 

@@ -27,7 +27,7 @@ from llmproto.metrics import Metrics
 from llmproto.threads import Committed
 
 from llmservices.executor import steploop
-from llmservices.executor.contract import Admission, Failure, Proposal
+from llmservices.executor.contract import Admission, Failure, PlanHook, Proposal
 from llmservices.executor.core import Engine
 from llmservices.executor.costs import StepCosts
 from llmservices.executor.loader import Settings, load_engine
@@ -80,7 +80,9 @@ class Executor(Service):
         costs = StepCosts()
         self.welcomed()
         try:
-            engine = await asyncio.to_thread(load_engine, self._settings, note.write, costs)
+            engine = await asyncio.to_thread(
+                load_engine, self._settings, self.plan_hook(note), costs
+            )
         except RemoteError as error:
             detail = error.detail[: limits.DETAIL_BYTES_MAX]
             self._failure = LoadFailed(self._settings.model, error.kind, detail)
@@ -102,6 +104,10 @@ class Executor(Service):
         self.welcomed()
         self._port.working("loading", budget_ms=0)
         self._reporter.start()
+
+    def plan_hook(self, note: CrashNote) -> PlanHook:
+        """What is told of each step before it is computed."""
+        return note.write
 
     def welcomed(self) -> None:
         """The kernel must know what this is, what it holds, and what it proposed.

@@ -4,14 +4,14 @@ from importlib.resources import files
 from pathlib import Path
 
 from libllm.config import ProcessEnvironment
-from libllm.service import run
+from libllm.service import Serving, run
 
 from llmservices.tokenizer.service import Tokenizer
 
 EMBEDDED = "llmos-mini"
 
 
-def main() -> None:
+def main(serving: type[Serving] = Serving) -> None:
     """Serve until told to end."""
     embedded = Path(str(files("llmservices.models") / "embedded"))
     environment = ProcessEnvironment.read()
@@ -24,6 +24,7 @@ def main() -> None:
         ),
         role="tokenizer",
         environment=environment,
+        serving=serving,
     )
 
 
