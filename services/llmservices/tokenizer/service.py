@@ -66,6 +66,8 @@ SILENT_TOKENS_MAX: Final = limits.CREDIT_TOKENS // 4
 """Tokens without text after which their consumption is acknowledged: nobody else can."""
 INLINE_BYTES: Final = 8192
 """Prompts up to this are encoded at once, within some 5 ms; longer ones beside the loop."""
+REMIND_S: Final = limits.STREAM_SILENT_MS / 1000
+"""An end that was not acknowledged for so long is said again, and then less and less often."""
 LOST_MAX: Final = 1024
 """Streams that cannot be made anew, remembered to say why to whoever asks."""
 T = TypeVar("T")
@@ -127,6 +129,7 @@ class Tokenizer(Service):
             await self._port.call(register, Done)
         self._progress = 1
         self._reporter.start()
+        self._port.loop.call_later(REMIND_S, self._remind)
 
     async def drain(self) -> None:
         """The last numbers."""
@@ -496,6 +499,16 @@ class Tokenizer(Service):
         live.given_up = False
         self._send_since(live, attach.offset, attach.scores)
         return Attached(live.thread, live.text.state.model, live.text.emitted)
+
+    def _remind(self) -> None:
+        """Say ends again: a reader's last acknowledgement may have been lost on its way."""
+        self._port.loop.call_later(REMIND_S, self._remind)
+        for live in list(self._streams.by_thread.values()):  # at most limits.THREADS_MAX
+            if live.text.end is None:
+                continue
+            live.reminders += 1
+            if live.reminders > 1 and live.reminders.bit_count() == 1:
+                self._send_since(live, live.text.emitted, live.text.delivered_tokens)
 
     def _send_since(self, live: Live, offset: int, scores: int) -> None:
         row = live.text.since(offset, scores)

@@ -25,7 +25,8 @@ class Live:
     """One thread in this sink."""
 
     __slots__ = (
-        "acked", "began_s", "given_up", "session", "silent", "stream", "tenant", "text", "thread",
+        "acked", "began_s", "given_up", "reminders", "session", "silent", "stream", "tenant",
+        "text", "thread",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +45,8 @@ class Live:
         """Its reader wants neither more text nor the end."""
         self.acked = 0
         """Position of the last SinkAcked."""
+        self.reminders = 0
+        """Times that its end was found unacknowledged."""
         self.silent = 0
         """Tokens since the last that made text."""
 
