@@ -1,0 +1,25 @@
+"""`python -m tests.system.faults.tokenizer`: it passes points, and cannot bear one word."""
+
+import os
+
+from llmproto.base import Header, Message
+from llmproto.generation import Generate
+from llmservices.tokenizer.__main__ import main
+
+from tests.system.faults.serving import FaultyServing
+
+DEADLY = "xyzzy"
+"""A prompt with this word ends the process."""
+
+
+class Frail(FaultyServing):
+    """Dies of one word."""
+
+    def _handle(self, header: Header, message: Message) -> None:
+        if isinstance(message, Generate) and DEADLY in (message.prompt or ""):
+            os._exit(3)
+        super()._handle(header, message)
+
+
+if __name__ == "__main__":
+    main(serving=Frail)
