@@ -81,11 +81,6 @@ class Cache:
         return taken.view(2, rows, self.spec.kv_heads, -1, self.spec.head_dim)
 
 
-def block_bytes(spec: DecoderSpec, block_tokens: int, dtype: torch.dtype) -> int:
-    """Of one block in all layers."""
-    return 2 * spec.layers * block_tokens * spec.kv_heads * spec.head_dim * dtype.itemsize
-
-
 def slots(segments: Sequence[Segment], block_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """(block, offset in it) where each row's keys and values are stored."""
     blocks, offsets = [], []

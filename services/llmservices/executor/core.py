@@ -11,7 +11,6 @@ from llmproto import limits
 from llmproto.errors import ErrorKind, RemoteError, invalid
 from llmproto.generation import TokenScore
 
-from llmservices.executor.attention import block_bytes
 from llmservices.executor.blocks import BlockTable
 from llmservices.executor.contract import (
     END_LENGTH,
@@ -25,11 +24,13 @@ from llmservices.executor.contract import (
     Proposal,
     StepResult,
 )
+from llmservices.executor.foreign import ForeignRunner
 from llmservices.executor.planner import Candidate, Chunk, Plan, plan
 from llmservices.executor.resident import Resident
 from llmservices.executor.runner import PagedRunner, Runner, Work
 from llmservices.executor.sampler import Ask, Sampler, score
 from llmservices.models.decoder import Decoder
+from llmservices.models.foreign import ForeignModel
 from llmservices.models.loading import Model
 
 SCORED_ROWS_MAX = 64
@@ -49,20 +50,17 @@ class Engine:
     ) -> None:
         """`on_plan` gets [(thread, position)] of each step, position being the one that it works
         for, after the plan is made and before anything is computed."""
-        if not isinstance(model, Decoder):
-            raise TypeError(f"{type(model).__name__} is no kind of model that the engine knows")
         self._config = config
         self._on_plan = on_plan
         self.blocks = config.blocks or _blocks_of(config, model)
         self.context_tokens = min(model.context_tokens, self.blocks * config.block_tokens)
         self._model_tokens = model.context_tokens
         self._vocab_tokens = model.vocab_tokens
-        self._runner: Runner = PagedRunner(
-            model, blocks=self.blocks, block_tokens=config.block_tokens, exact=config.exact
-        )
+        self._runner = _runner(model, self.blocks, config)
         self.memory_bytes = model.weight_bytes + self._runner.cache_bytes
+        kind = "torch" if isinstance(model, Decoder) else "transformers"
         mode = "exact" if config.exact else "fast"
-        self.path = f"{str(model.dtype).removeprefix('torch.')} {model.device.type} torch {mode}"
+        self.path = f"{str(model.dtype).removeprefix('torch.')} {model.device.type} {kind} {mode}"
         self.counters = Counters()
         self._table = BlockTable(self.blocks, config.block_tokens)
         self._sampler = Sampler(model.vocab_tokens, model.device)
@@ -359,9 +357,23 @@ def _allowed(resident: Resident) -> bool:
     return not resident.ended and ahead <= limits.STEPS_AHEAD_MAX
 
 
-def _blocks_of(config: EngineConfig, model: Decoder) -> int:
+def _runner(model: Model, blocks: int, config: EngineConfig) -> Runner:
+    match model:
+        case Decoder():
+            return PagedRunner(
+                model, blocks=blocks, block_tokens=config.block_tokens, exact=config.exact
+            )
+        case ForeignModel():
+            return ForeignRunner(
+                model, blocks=blocks, block_tokens=config.block_tokens, exact=config.exact
+            )
+        case _:
+            raise TypeError(f"{type(model).__name__} is no kind of model that the engine knows")
+
+
+def _blocks_of(config: EngineConfig, model: Model) -> int:
     assert config.kv_bytes is not None
-    size = block_bytes(model.spec, config.block_tokens, model.dtype)
+    size = config.block_tokens * model.kv_token_bytes
     blocks = config.kv_bytes // size
     if blocks < 1:
         raise invalid(f"{config.kv_bytes} bytes for the KV cache; one block takes {size}")

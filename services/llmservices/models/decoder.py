@@ -149,6 +149,12 @@ class Decoder:
         ]
         return sum(linear.bytes for linear in linears) + self.embedding_VC.nbytes
 
+    @property
+    def kv_token_bytes(self) -> int:
+        """Of the keys and values of one token in all layers."""
+        spec = self.spec
+        return 2 * spec.layers * spec.kv_heads * spec.head_dim * self.dtype.itemsize
+
     def forward(
         self,
         tokens_N: torch.Tensor,

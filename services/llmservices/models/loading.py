@@ -3,6 +3,7 @@
 The Hugging Face folder is the format.  Never runs code from the folder and never unpickles.
 """
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
@@ -12,12 +13,14 @@ import torch
 from llmservices.models import gemma, gpt2, gpt_neox, llama
 from llmservices.models.decoder import Decoder
 from llmservices.models.folder import Config, Tensors, read_config
+from llmservices.models.foreign import ForeignModel
 from llmservices.models.spec import DecoderSpec
 
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+_LoadForeign = Callable[[Path, torch.dtype, torch.device], ForeignModel]
 _ReadSpec = Callable[[Config], DecoderSpec]
 _Build = Callable[[DecoderSpec, Config, Tensors], Decoder]
 _FAMILIES: dict[str, tuple[_ReadSpec, _Build]] = {
@@ -40,6 +43,10 @@ class Model(Protocol):
 
     @property
     def weight_bytes(self) -> int: ...
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """Of the keys and values of one token."""
 
     @property
     def family(self) -> str:
@@ -72,7 +79,10 @@ def load(folder: Path, *, dtype: DtypeChoice = "auto", device: torch.device) -> 
         if family in _FAMILIES:
             read_spec, build = _FAMILIES[family]
             return build(read_spec(config), config, tensors)
-    raise config.error(f"model_type {family!r} is not supported")
+    # Here and not at the top: the library takes seconds to import, and our own families never
+    # need it.
+    foreign: _LoadForeign = importlib.import_module("llmservices.models.foreign_load").load_foreign
+    return foreign(folder, _wanted(config, dtype), device)
 
 
 def _wanted(config: Config, dtype: DtypeChoice) -> torch.dtype:

@@ -1,5 +1,5 @@
 import msgspec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from llmservices.executor.planner import Candidate, Chunk, Plan, plan
 
@@ -94,6 +94,7 @@ loads = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(loads=loads, spare=st.integers(0, 12), rows=st.integers(1, 40))
 def test_every_thread_that_fits_alone_ends(loads: list[Load], spare: int, rows: int) -> None:
     """Given back threads return as the youngest, with what they had computed lost."""

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.generation import Sampling
@@ -101,6 +101,7 @@ logit_lists = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(logits=logit_lists, k=st.integers(1, 50))
 def test_top_k_keeps_the_k_most_likely(logits: list[float], k: int) -> None:
     ids, values = keep(torch.tensor(logits), Sampling(top_k=k))
@@ -109,6 +110,7 @@ def test_top_k_keeps_the_k_most_likely(logits: list[float], k: int) -> None:
     assert torch.equal(values, torch.tensor(logits)[ids])
 
 
+@settings(deadline=None)
 @given(logits=logit_lists, p=st.floats(0.01, 1.0, exclude_max=True))
 def test_top_p_keeps_the_smallest_set_that_reaches_p(logits: list[float], p: float) -> None:
     chances = torch.softmax(torch.tensor(logits).double(), 0)
@@ -120,6 +122,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(logits: list[float], p: flo
     assert not left or float(chances[left].max()) <= float(kept.min())
 
 
+@settings(deadline=None)
 @given(logits=logit_lists, p=st.floats(0.0001, 1.0))
 def test_min_p_keeps_what_is_likely_enough(logits: list[float], p: float) -> None:
     ids, _ = keep(torch.tensor(logits), Sampling(min_p=p))
@@ -131,6 +134,7 @@ def test_min_p_keeps_what_is_likely_enough(logits: list[float], p: float) -> Non
             assert (ratio > p) == (token in kept)
 
 
+@settings(deadline=None)
 @given(
     rows=st.lists(
         st.tuples(
