@@ -8,11 +8,9 @@ import torch
 from libllm.config import ExecutorConfig
 from llmproto.generation import Sampling
 
-from llmservices.executor.attention import block_bytes
 from llmservices.executor.contract import Admission, EngineConfig, PlanHook
 from llmservices.executor.core import Engine
 from llmservices.executor.costs import StepCosts
-from llmservices.models.decoder import Decoder
 from llmservices.models.loading import Model, load
 
 KV_BYTES_DEFAULT = 1 << 30
@@ -63,10 +61,8 @@ def load_engine(settings: Settings, on_plan: PlanHook, costs: StepCosts | None =
 def _kv_bytes(model: Model, config: ExecutorConfig, residents_max: int) -> int:
     """What was granted, and no more than all residents can ever fill."""
     kv_bytes = config.kv_bytes or KV_BYTES_DEFAULT
-    if not isinstance(model, Decoder):
-        return kv_bytes
     most = residents_max * -(-model.context_tokens // BLOCK_TOKENS)
-    return min(kv_bytes, most * block_bytes(model.spec, BLOCK_TOKENS, model.dtype))
+    return min(kv_bytes, most * BLOCK_TOKENS * model.kv_token_bytes)
 
 
 def _warm_up(engine: Engine, on_plan: PlanHook, costs: StepCosts) -> None:
