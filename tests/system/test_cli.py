@@ -21,6 +21,12 @@ from .conftest import Boot, System, run_llmos
 
 MODEL = "llmos-mini"
 WAIT_S = 60.0
+AT_A_TERMINAL = """
+import runpy, signal
+# What a shell puts into the background, and all its descendants, ignores Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("libllm.cli", run_name="__main__", alter_sys=True)
+"""
 
 
 def until(what: Callable[[], object], *, seconds: float = WAIT_S) -> None:
@@ -35,14 +41,12 @@ def until(what: Callable[[], object], *, seconds: float = WAIT_S) -> None:
 def llmos(*arguments: str, home: Path) -> Iterator[subprocess.Popen[str]]:
     """A command under way, whose Ctrl-C works as at a terminal; killed in the end."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "libllm.cli", *arguments],
+        [sys.executable, "-c", AT_A_TERMINAL, *arguments],
         env={**os.environ, "LLMOS_HOME": str(home)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A parent may have this ignored, as shells do for what they put into the background.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         yield process
@@ -188,7 +192,6 @@ def test_where_nothing_runs(tmp_path: Path) -> None:
 
 def test_down_and_up_again(booted: Boot) -> None:
     system = booted()
-    home = system.home.root
     assert document(system, "down")["stopped"] is True
     system.until_gone()
     told = document(system, "up")
