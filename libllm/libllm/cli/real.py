@@ -97,11 +97,13 @@ class RealSystem:
         except RemoteError as error:
             if error.kind not in (ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE):
                 raise
-            _terminate_init(home)
+            _signal_init(home, signal.SIGTERM)
+        if not asyncio.run(boot.wait_ended(home, timeout_s=STOP_S)):
+            _signal_init(home, signal.SIGKILL)  # which ends every process; the journal is whole
         if not asyncio.run(boot.wait_ended(home, timeout_s=STOP_S)):
             raise RemoteError(
                 ErrorKind.DEADLINE,
-                f"the system in {home.root} has not ended within {STOP_S:.0f} s; "
+                f"the system in {home.root} does not end, not even by SIGKILL; "
                 f"see {home.logs / 'init.log'}",
             )
         return True
@@ -124,15 +126,15 @@ class RealSystem:
         return input(prompt)
 
 
-def _terminate_init(home: Home) -> None:
-    """For a kernel that does not answer: init itself ends the system at SIGTERM."""
+def _signal_init(home: Home, number: int) -> None:
+    """For a kernel that does not answer: init itself ends the system at SIGTERM, and with it."""
     try:
         text = (home.run / "pid").read_text().strip()
     except OSError:
         return
     if text.isdigit() and boot.is_running(home):  # so the pid in the file is alive
         try:
-            os.kill(int(text), signal.SIGTERM)
+            os.kill(int(text), number)
         except (ProcessLookupError, PermissionError):
             return
 

@@ -18,6 +18,16 @@ from .conftest import CommandLine, FakeSystem, Pieces, pieces_of, process
 WORDS = [f" {number}" for number in range(performance.TOKENS)]
 
 
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """The command handles signals as Ctrl-C; the test process shall not."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def victims(system: FakeSystem) -> Iterator[list["subprocess.Popen[bytes]"]]:
     """Two processes that stand for an executor and a kernel."""
@@ -86,6 +96,7 @@ def test_an_interruption_cleans_up(llmos: CommandLine, system: FakeSystem) -> No
     system.operator.streams = [Pieces([Piece(text="x", tokens=1), KeyboardInterrupt()])]
     done = llmos("demo")
     assert done.code == 130
+    assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
     assert system.did[-1] == "stop"
     assert homes_left(system) == []
 
