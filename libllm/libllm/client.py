@@ -60,7 +60,8 @@ from libllm.config import Home
 from libllm.connection import CONNECT_S, Connection, open_connection
 from libllm.generation import Generation, open_generation, resume_generation
 from libllm.options import Messages, Options, to_generate, to_messages
-from libllm.port import Port
+from libllm.plugins import Kinds
+from libllm.port import Port, Reply
 from libllm.results import Completion
 
 PATIENCE_S: Final = 60.0
@@ -291,6 +292,45 @@ class AsyncClient:
         except RemoteError as error:
             if error.kind is not ErrorKind.UNAVAILABLE:
                 raise
+
+    # --- plug-ins ------------------------------------------------------------------------------
+
+    async def call(
+        self,
+        service: str,
+        message: Message,
+        answer: type[MessageT],
+        *,
+        kinds: Kinds,
+        deadline_s: float | None = None,
+    ) -> MessageT:
+        """Ask a plug-in service, whose table of kinds this is; repeated until it is answered.
+
+        UNAVAILABLE is waited out until the deadline (`patience_s` where none is given).
+        """
+        reply = await self.exchange(service, message, answer, kinds=kinds, deadline_s=deadline_s)
+        return reply.message
+
+    async def exchange(
+        self,
+        service: str,
+        message: Message,
+        answer: type[MessageT],
+        *,
+        kinds: Kinds,
+        blobs: Sequence[bytes] = (),
+        deadline_s: float | None = None,
+    ) -> Reply[MessageT]:
+        """As `call`, with raw bytes behind the message; gives those behind its answer too. All
+        together at most MESSAGE_BYTES_MAX."""
+        return await self._port.exchange(
+            message,
+            answer,
+            target=service,
+            blobs=blobs,
+            kinds=kinds,
+            deadline_ns=_deadline_ns(self._patience_s if deadline_s is None else deadline_s),
+        )
 
     # --- keys ----------------------------------------------------------------------------------
 

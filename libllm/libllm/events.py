@@ -33,10 +33,11 @@ class Disconnected(msgspec.Struct, frozen=True):
 
 
 class MessageArrived(msgspec.Struct, frozen=True):
-    """A message came in, decoded."""
+    """A message came in, decoded, but for those of plug-in kinds."""
 
     header: Header
     message: Message
+    blobs: tuple[bytes, ...] = ()
 
 
 class SendRefused(msgspec.Struct, frozen=True):
@@ -45,6 +46,9 @@ class SendRefused(msgspec.Struct, frozen=True):
     id: bytes
     kind: ErrorKind
     detail: str
+    reply_to: bytes | None = None
+    """Who asked for it is told."""
+    peer: bytes | None = None
 
 
 class Woke(msgspec.Struct, frozen=True):
@@ -68,6 +72,8 @@ class Call(msgspec.Struct, frozen=True):
     """Never say it twice: losing the connection answers UNAVAILABLE."""
     wait_exhausted: bool = False
     """Repeat after EXHAUSTED as after UNAVAILABLE."""
+    blobs: tuple[bytes, ...] = ()
+    """Frames behind the body."""
 
 
 class Open(msgspec.Struct, frozen=True):
@@ -102,6 +108,7 @@ class Post(msgspec.Struct, frozen=True):
     cause: bytes | None = None
     tenant: int | None = None
     reply_to: bytes | None = None
+    blobs: tuple[bytes, ...] = ()
 
 
 class Consumed(msgspec.Struct, frozen=True):
@@ -158,6 +165,7 @@ class Send(msgspec.Struct, frozen=True):
 
     header: Header
     message: Message
+    blobs: tuple[bytes, ...] = ()
 
 
 class Wake(msgspec.Struct, frozen=True):
@@ -172,6 +180,7 @@ class Answer(msgspec.Struct, frozen=True):
     call: int
     message: Message
     """The answer, or Failed."""
+    blobs: tuple[bytes, ...] = ()
 
 
 class StreamRow(msgspec.Struct, frozen=True):
@@ -201,6 +210,7 @@ class Arrived(msgspec.Struct, frozen=True):
 
     header: Header
     message: Message
+    blobs: tuple[bytes, ...] = ()
 
 
 class Welcomed(msgspec.Struct, frozen=True):

@@ -98,9 +98,12 @@ class Peer:
 
     def _send(self, effect: Send) -> None:
         try:
-            frames = wire.encode(effect.header, effect.message)
+            frames = wire.encode(effect.header, effect.message, effect.blobs)
         except RemoteError as error:
-            refused = SendRefused(effect.header.id, error.kind, error.detail)
+            header = effect.header
+            refused = SendRefused(
+                header.id, error.kind, error.detail, reply_to=header.reply_to, peer=header.peer
+            )
             self._loop.call_soon(self.feed, refused)
         else:
             self._transport.send(frames)
@@ -110,10 +113,10 @@ class Peer:
         must."""
         try:
             header = wire.decode_header(frames)
-            message = wire.decode_body(header.kind, frames[1])
+            message = wire.decode_opaque(header.kind, frames[1])
         except RemoteError:
             return
-        self.feed(MessageArrived(header, message))
+        self.feed(MessageArrived(header, message, tuple(frames[2:])))
 
     def _wake(self, at_ns: int | None) -> None:
         if self._timer is not None:

@@ -2,16 +2,24 @@
 the streams."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from llmproto.base import Message
 from llmproto.connection import Failed, Working
 from llmproto.errors import ErrorKind, RemoteError
 
 from libllm.events import Answer, Call, Event, Forget, Post, StreamFailed, StreamRow
+from libllm.plugins import NO_KINDS, Kinds
 
 MessageT = TypeVar("MessageT", bound=Message)
+
+
+class Reply(NamedTuple, Generic[MessageT]):
+    """An answer with the frames behind its body."""
+
+    message: MessageT
+    blobs: tuple[bytes, ...]
 
 
 class Listener(Protocol):
@@ -37,7 +45,7 @@ class Port:
         """Tell the session an event."""
         self._loop = asyncio.get_running_loop()
         self._calls = 0
-        self._waiting: dict[int, Callable[[Message], None]] = {}
+        self._waiting: dict[int, Callable[[Answer], None]] = {}
         self._listeners: dict[bytes, Listener] = {}
 
     @property
@@ -54,10 +62,25 @@ class Port:
         cause: bytes | None = None,
         reply_to: bytes | None = None,
         tenant: int | None = None,
+        blobs: Sequence[bytes] = (),
+        kinds: Kinds = NO_KINDS,
     ) -> None:
         """Say it once. It is lost where the connection is down: whoever needs it asks or is told
-        again."""
-        self.feed(Post(message, target, peer=peer, cause=cause, reply_to=reply_to, tenant=tenant))
+        again.
+
+        `kinds` is the table of the plug-in service that the message belongs to, if it is one's.
+        """
+        self.feed(
+            Post(
+                kinds.pack(message),
+                target,
+                peer=peer,
+                cause=cause,
+                reply_to=reply_to,
+                tenant=tenant,
+                blobs=tuple(blobs),
+            )
+        )
 
     def ask(
         self,
@@ -89,6 +112,9 @@ class Port:
 
     def begin(self, make: Callable[[int], Event], then: Callable[[Message], None]) -> int:
         """Feed the event made of a new call's number; `then` gets its answer."""
+        return self._begin(make, lambda answer: then(answer.message))
+
+    def _begin(self, make: Callable[[int], Event], then: Callable[[Answer], None]) -> int:
         self._calls += 1
         self._waiting[self._calls] = then
         self.feed(make(self._calls))
@@ -113,15 +139,9 @@ class Port:
     ) -> MessageT:
         """Say it until it is answered, and give the answer; raises RemoteError where that is
         Failed."""
-        future: asyncio.Future[Message] = self._loop.create_future()
-
-        def settle(found: Message) -> None:
-            if not future.done():
-                future.set_result(found)
-
-        number = self.ask(
+        reply = await self.exchange(
             message,
-            settle,
+            answer,
             target=target,
             cause=cause,
             tenant=tenant,
@@ -129,10 +149,49 @@ class Port:
             once=once,
             wait_exhausted=wait_exhausted,
         )
+        return reply.message
+
+    async def exchange(
+        self,
+        message: Message,
+        answer: type[MessageT],
+        *,
+        target: str,
+        blobs: Sequence[bytes] = (),
+        kinds: Kinds = NO_KINDS,
+        cause: bytes | None = None,
+        tenant: int | None = None,
+        deadline_ns: int | None = None,
+        once: bool = False,
+        wait_exhausted: bool = False,
+    ) -> Reply[MessageT]:
+        """As `call`, with raw bytes behind the message and its answer; `kinds` is the table of the
+        service asked, where that is a plug-in."""
+        future: asyncio.Future[Answer] = self._loop.create_future()
+
+        def settle(found: Answer) -> None:
+            if not future.done():
+                future.set_result(found)
+
+        number = self._begin(
+            lambda call: Call(
+                call,
+                kinds.pack(message),
+                target,
+                cause=cause,
+                tenant=tenant,
+                deadline_ns=deadline_ns,
+                once=once,
+                wait_exhausted=wait_exhausted,
+                blobs=tuple(blobs),
+            ),
+            settle,
+        )
         try:
-            return expect(await future, answer)
+            found = await future
         finally:
             self.forget(number)
+        return Reply(expect(kinds.unpack(found.message), answer), found.blobs)
 
     def working(self, what: str, *, budget_ms: int) -> None:
         """Announce that for so long no progress will be seen; 0 takes it back."""
@@ -150,7 +209,7 @@ class Port:
         if isinstance(effect, Answer):
             then = self._waiting.pop(effect.call, None)
             if then is not None:
-                then(effect.message)
+                then(effect)
             return
         listener = self._listeners.get(effect.stream)
         if listener is None:

@@ -10,7 +10,7 @@ from llmproto import limits
 from llmproto.base import Header, Message
 from llmproto.connection import Failed
 from llmproto.errors import ErrorKind
-from llmproto.kinds import KIND_OF
+from llmproto.kinds import kind_of
 
 from libllm.events import Send
 from libllm.timers import Timer, Timers
@@ -53,11 +53,14 @@ class Request:
         self.call = call
         """Whom to tell; absent: nobody any more."""
         self.stream = stream
+        self.blobs: tuple[bytes, ...] = ()
         self.deadline_ns = deadline_ns
         self.once = False
         self.wait_exhausted = purpose is not Purpose.CALL
         self.was_sent = False
         self.failures = 0
+        self.why = ""
+        """What the last answer said that was no reason to stop asking."""
         self.stales = 0
 
     def wait_ms(self, failed: Failed) -> int | None:
@@ -76,6 +79,7 @@ class Request:
         if self.once:
             return None
         self.failures += 1
+        self.why = failed.detail
         backoff_ms = min(BACKOFF_MS_FIRST << min(self.failures - 1, 10), BACKOFF_MS_MAX)
         return max(backoff_ms, min(failed.retry_after_ms or 0, limits.LINGER_MS))
 
@@ -153,10 +157,12 @@ class Requests:
                 cause=header.cause,
                 epoch=epoch,
                 deadline_ms=left_ms,
+                blobs=header.blobs,
                 tenant=header.tenant,
                 peer=header.peer,
             ),
             request.message,
+            request.blobs,
         )
 
     def wait(self, request: Request, until_ns: int) -> None:
@@ -202,14 +208,16 @@ def request_header(
     peer: bytes | None = None,
     cause: bytes | None = None,
     tenant: int | None = None,
+    blobs: tuple[bytes, ...] = (),
 ) -> Header:
     """What stays the same of a request's header, however often it is sent."""
     return Header(
         version=limits.PROTOCOL_VERSION,
-        kind=KIND_OF[type(message)],
+        kind=kind_of(message),
         id=request_id,
         target=target,
         cause=cause,
+        blobs=list(map(len, blobs)),
         tenant=tenant,
         peer=peer,
     )

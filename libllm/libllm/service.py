@@ -9,6 +9,10 @@
 
     run(lambda port: Echo(), role="echo", environment=ProcessEnvironment.read())
 
+A plug-in has messages of its own kinds (`libllm.plugins`) and gives their table as `kinds`. For the
+system to start it by its name, its distribution names its module in the entry-point group
+`llmos.services`; `python -m` of that module must come to `run`.
+
 A service dies of what it did not expect, and its supervisor starts it again: the one broad `except`
 of a service's process stands here.
 """
@@ -20,7 +24,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import uvloop
@@ -49,6 +53,7 @@ from libllm.events import (
     Welcomed,
 )
 from libllm.peer import Peer, new_hello
+from libllm.plugins import NO_KINDS, Kinds
 from libllm.port import Port
 
 EXIT_CANNOT_START: Final = 1
@@ -66,11 +71,20 @@ DRAIN_S: Final = limits.STOPPING_MS_MAX / 1000 * 0.75
 class Request:
     """One message that came, and the way to answer it; an answer is sent at most once."""
 
-    __slots__ = ("_is_answered", "_port", "header")
+    __slots__ = ("_is_answered", "_kinds", "_port", "blobs", "header")
 
-    def __init__(self, header: Header, port: Port) -> None:
+    def __init__(
+        self,
+        header: Header,
+        port: Port,
+        blobs: tuple[bytes, ...] = (),
+        kinds: Kinds = NO_KINDS,
+    ) -> None:
         self.header = header
         """As the kernel passed it on: `source`, `tenant` and `id` are its word."""
+        self.blobs = blobs
+        """The raw frames behind the body."""
+        self._kinds = kinds
         self._port = port
         self._is_answered = False
 
@@ -94,13 +108,19 @@ class Request:
         """Whether reply or fail was called."""
         return self._is_answered
 
-    def reply(self, message: Message) -> None:
+    def reply(self, message: Message, *, blobs: Sequence[bytes] = ()) -> None:
         """Answer."""
         if self._is_answered:
             return
         self._is_answered = True
         source = self.header.source
-        self._port.send(message, peer=source or None, reply_to=self.header.id)
+        self._port.send(
+            message,
+            peer=source or None,
+            reply_to=self.header.id,
+            blobs=blobs,
+            kinds=self._kinds,
+        )
 
     def fail(self, error: RemoteError) -> None:
         """Refuse."""
@@ -110,7 +130,7 @@ class Request:
 
 Handler = Callable[[Any, Request], Message | Awaitable[Message | None] | None]
 """Takes a message of the type that it stands for in the table (hence Any: each has its own); what
-it returns is the reply. RemoteError is the refusal."""
+it returns is the reply (with blobs: `request.reply`). RemoteError is the refusal."""
 Handlers = Mapping[type[Message], Handler]
 
 
@@ -120,6 +140,10 @@ class Service:
     def handlers(self) -> Handlers:
         """Which method takes which message.  Asked once."""
         raise NotImplementedError
+
+    def kinds(self) -> Kinds:
+        """A plug-in's own messages.  Asked once."""
+        return NO_KINDS
 
     def holding(self) -> Holding:
         """What each Beat tells: progress, and the threads that it keeps."""
@@ -167,6 +191,7 @@ class Serving:
         self.port = Port(self._feed)
         self.service = make(self.port)
         self._handlers = dict(self.service.handlers())
+        self._kinds = self.service.kinds()
         hello = new_hello(
             role=role,
             proof=environment.proof,
@@ -244,7 +269,7 @@ class Serving:
     def _deliver(self, effect: Effect) -> None:
         match effect:
             case Arrived():
-                self._handle(effect.header, effect.message)
+                self._handle(effect)
             case Answer() | StreamRow() | StreamFailed():
                 self.port.deliver(effect)
             case Welcomed():
@@ -259,10 +284,16 @@ class Serving:
             case Send() | Wake():
                 pass
 
-    def _handle(self, header: Header, message: Message) -> None:
+    def _handle(self, arrived: Arrived) -> None:
         """Call the handler; a RemoteError is the answer, anything else the end of this process."""
+        header = arrived.header
+        request = Request(header, self.port, arrived.blobs, self._kinds)
+        try:
+            message = self._kinds.unpack(arrived.message)
+        except RemoteError as error:
+            request.fail(error)
+            return
         handler = self._handlers.get(type(message))
-        request = Request(header, self.port)
         name = (header.source, header.id)
         if handler is None:
             detail = f"this service takes no {type(message).__name__}"

@@ -16,7 +16,7 @@ from llmproto.base import Header, Message
 from llmproto.connection import Beat, Failed, Goodbye, Hello, Unknown, Welcome
 from llmproto.errors import ErrorKind
 from llmproto.generation import Generate, Text
-from llmproto.kinds import KIND_OF
+from llmproto.kinds import kind_of
 from llmproto.threads import ThreadCancel
 
 from libllm.events import (
@@ -53,6 +53,8 @@ HELLO_RETRY_MS: Final = 100
 HELLO_RETRY_MS_MAX: Final = 2_000
 HELLO: Final = Timer("hello")
 BEAT: Final = Timer("beat")
+LAST_REFUSAL_CHARACTERS: Final = 400
+"""As much of it as people read."""
 SINK: Final = "tokenizer"
 """Who serves the streams of Generate."""
 HELLO_REPEATABLE: Final = (ErrorKind.EXHAUSTED, ErrorKind.UNAVAILABLE, ErrorKind.INTERNAL)
@@ -102,7 +104,7 @@ class Session:
         self._effects = effects
         match event:
             case MessageArrived():
-                self._arrived(now_ns, event.header, event.message)
+                self._arrived(now_ns, event)
             case Consumed():
                 self._listening.consumed(now_ns, event)
                 self._say_acks(urgent_only=True)
@@ -235,9 +237,10 @@ class Session:
 
     # --- what comes in ----------------------------------------------------------------------------
 
-    def _arrived(self, now_ns: int, header: Header, message: Message) -> None:
+    def _arrived(self, now_ns: int, event: MessageArrived) -> None:
         if self.state is State.OVER:
             return
+        header, message = event.header, event.message
         if isinstance(message, Text):
             effects, missing = self._listening.text(now_ns, message)
             self._effects.extend(effects)
@@ -247,14 +250,16 @@ class Session:
             if self.state is State.UP:
                 self._greet(now_ns)
         elif header.reply_to is not None:
-            self._answered(now_ns, header.reply_to, message)
+            self._answered(now_ns, header.reply_to, message, event.blobs)
         elif isinstance(message, Goodbye):
             if message.reason == "replaced":
                 self._give_up(ErrorKind.STALE, "another incarnation of this process took its place")
         else:
-            self._effects.append(Arrived(header, message))
+            self._effects.append(Arrived(header, message, event.blobs))
 
-    def _answered(self, now_ns: int, reply_to: bytes, message: Message) -> None:
+    def _answered(
+        self, now_ns: int, reply_to: bytes, message: Message, blobs: tuple[bytes, ...]
+    ) -> None:
         if self.state is State.GREETING and reply_to == self._hello_id:
             self._hello_answered(now_ns, message)
             return
@@ -266,11 +271,13 @@ class Session:
             if wait_ms is not None:
                 self._requests.wait(request, now_ns + wait_ms * MS)
                 return
-        self._finish_request(now_ns, request, message)
+        self._finish_request(now_ns, request, message, blobs)
 
-    def _finish_request(self, now_ns: int, request: Request, message: Message) -> None:
+    def _finish_request(
+        self, now_ns: int, request: Request, message: Message, blobs: tuple[bytes, ...] = ()
+    ) -> None:
         """Its answer has come, or will never come and this says why."""
-        self._end_request(request, message)
+        self._end_request(request, message, blobs)
         match request.purpose:
             case Purpose.OPEN:
                 assert isinstance(request.message, Generate)
@@ -305,6 +312,9 @@ class Session:
         request = self._requests.find(event.id)
         if request is not None:
             self._finish_request(now_ns, request, Failed(event.kind, event.detail))
+        elif event.reply_to is not None and self.state is State.UP:
+            refusal = Failed(event.kind, event.detail)
+            self._post(Post(refusal, peer=event.peer, reply_to=event.reply_to))
 
     # --- time -------------------------------------------------------------------------------------
 
@@ -339,7 +349,8 @@ class Session:
             else:
                 self._requests.pause_one(request)
             return
-        failed = Failed(ErrorKind.DEADLINE, "no answer came before the caller's deadline")
+        why = f"; the last refusal: {request.why}"[:LAST_REFUSAL_CHARACTERS] if request.why else ""
+        failed = Failed(ErrorKind.DEADLINE, "no answer came before the caller's deadline" + why)
         if request.purpose is Purpose.OPEN and request.call is not None:
             self._effects.append(Answer(request.call, failed))
             self._give_up_open(now_ns, request)
@@ -356,8 +367,10 @@ class Session:
             peer=event.peer,
             cause=event.cause,
             tenant=event.tenant,
+            blobs=event.blobs,
         )
         request = Request(header, event.message, Purpose.CALL, call=event.call)
+        request.blobs = event.blobs
         request.deadline_ns = event.deadline_ns
         request.once = event.once
         request.wait_exhausted = event.wait_exhausted
@@ -461,10 +474,12 @@ class Session:
     def _send_request(self, now_ns: int, request: Request) -> None:
         self._effects.append(self._requests.send(request, now_ns, epoch=self.epoch))
 
-    def _end_request(self, request: Request, message: Message) -> None:
+    def _end_request(
+        self, request: Request, message: Message, blobs: tuple[bytes, ...] = ()
+    ) -> None:
         self._requests.remove(request)
         if request.call is not None:
-            self._effects.append(Answer(request.call, message))
+            self._effects.append(Answer(request.call, message, blobs))
 
     def _say_acks(self, *, urgent_only: bool) -> None:
         if self.state is State.UP:
@@ -476,16 +491,17 @@ class Session:
         message = event.message
         header = Header(
             version=limits.PROTOCOL_VERSION,
-            kind=KIND_OF[type(message)],
+            kind=kind_of(message),
             id=self._new_id(),
             target=event.target,
             reply_to=event.reply_to,
             cause=event.cause,
             epoch=self.epoch,
+            blobs=list(map(len, event.blobs)),
             tenant=event.tenant,
             peer=event.peer,
         )
-        self._effects.append(Send(header, message))
+        self._effects.append(Send(header, message, event.blobs))
 
     def _new_id(self) -> bytes:
         return self._ids.getrandbits(128).to_bytes(16, "big")

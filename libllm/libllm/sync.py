@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 import uvloop
+from llmproto.base import Message
 from llmproto.models import ModelAdded, ModelRow
 from llmproto.operation import ProcessRow, Status, ThreadRow
 from llmproto.tenants import KeyRow
@@ -21,9 +22,12 @@ from libllm.client import AsyncClient, connect_async
 from libllm.connection import CONNECT_S
 from libllm.generation import Generation
 from libllm.options import Messages, Options
+from libllm.plugins import Kinds
+from libllm.port import Reply
 from libllm.results import Completion, Piece
 
 T = TypeVar("T")
+MessageT = TypeVar("MessageT", bound=Message)
 
 
 class LoopThread:
@@ -273,6 +277,37 @@ class Client:
     def shutdown(self) -> None:
         """Stop the whole system; accepted threads go on at its next boot."""
         self._loop.run(self._client.shutdown())
+
+    def call(
+        self,
+        service: str,
+        message: Message,
+        answer: type[MessageT],
+        *,
+        kinds: Kinds,
+        deadline_s: float | None = None,
+    ) -> MessageT:
+        """Ask a plug-in service, whose table of kinds this is; repeated until it is answered."""
+        return self._loop.run(
+            self._client.call(service, message, answer, kinds=kinds, deadline_s=deadline_s)
+        )
+
+    def exchange(
+        self,
+        service: str,
+        message: Message,
+        answer: type[MessageT],
+        *,
+        kinds: Kinds,
+        blobs: Sequence[bytes] = (),
+        deadline_s: float | None = None,
+    ) -> Reply[MessageT]:
+        """As `call`, with raw bytes behind the message; gives those behind its answer too."""
+        return self._loop.run(
+            self._client.exchange(
+                service, message, answer, kinds=kinds, blobs=blobs, deadline_s=deadline_s
+            )
+        )
 
     def add_key(self, name: str, *, operator: bool = False) -> str:
         """Make an API key and its tenant.  Gives the key's text, which is kept nowhere."""

@@ -36,6 +36,14 @@ class Message(msgspec.Struct, frozen=True):
     """Anything that stands in a body frame.  Unknown fields are ignored by readers."""
 
 
+class Opaque(Message, frozen=True):
+    """A message of a plug-in kind, its body encoded: what it means is known to the asker and the
+    service alone."""
+
+    kind: int
+    body: bytes
+
+
 class Header(msgspec.Struct, frozen=True, array_like=True):
     """The first frame of every message, an array so that a router reads it cheaply."""
 

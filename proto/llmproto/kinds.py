@@ -18,7 +18,7 @@ from llmproto import (
     tenants,
     threads,
 )
-from llmproto.base import Message
+from llmproto.base import Message, Opaque
 
 PLUGIN_KIND_FIRST: Final = 0x8000
 
@@ -98,3 +98,8 @@ KINDS: Final[dict[int, type[Message]]] = {
 }
 
 KIND_OF: Final[dict[type[Message], int]] = {message: kind for kind, message in KINDS.items()}
+
+
+def kind_of(message: Message) -> int:
+    """What its header says; KeyError for a struct that stands in no table."""
+    return message.kind if isinstance(message, Opaque) else KIND_OF[type(message)]

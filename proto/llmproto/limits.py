@@ -42,7 +42,6 @@ THREADS_MAX: Final = 16_384  # accepted and not forgotten; about 1 KB each witho
 THREADS_PER_TENANT_MAX: Final = 4096  # one tenant cannot take the whole table
 CONTEXT_TOKENS_TOTAL_MAX: Final = 64_000_000  # tokens held by all contexts: 256 MB at 4 bytes
 REQUESTS_IN_FLIGHT_MAX: Final = 4096  # unanswered requests of one session
-REQUESTS_HELD_MAX: Final = 256  # requests waiting for a service that restarts
 # request keys remembered after their threads are forgotten: about 200 bytes each
 KEYS_SPENT_MAX: Final = 65_536
 # requests remembered because a service died with them: 16 bytes and a reason each

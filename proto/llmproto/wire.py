@@ -12,9 +12,9 @@ from typing import Final
 import msgspec
 
 from llmproto import limits
-from llmproto.base import Header, Message
+from llmproto.base import Header, Message, Opaque
 from llmproto.errors import RemoteError, invalid
-from llmproto.kinds import KIND_OF, KINDS
+from llmproto.kinds import KIND_OF, KINDS, PLUGIN_KIND_FIRST
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _header_decoder: Final = msgspec.msgpack.Decoder(Header)
@@ -34,7 +34,7 @@ def encode_header(header: Header) -> bytes:
 
 def encode_body(message: Message) -> bytes:
     """One body frame."""
-    return _encoder.encode(message)
+    return message.body if isinstance(message, Opaque) else _encoder.encode(message)
 
 
 def encode(header: Header, message: Message, blobs: Sequence[bytes] = ()) -> list[bytes]:
@@ -45,7 +45,7 @@ def encode(header: Header, message: Message, blobs: Sequence[bytes] = ()) -> lis
     """
     assert KIND_OF.get(type(message), header.kind) == header.kind, (header.kind, type(message))
     try:
-        frames = [_encoder.encode(header), _encoder.encode(message), *blobs]
+        frames = [_encoder.encode(header), encode_body(message), *blobs]
     except UnicodeEncodeError as error:  # a file name that is no UTF-8, say
         raise _unreadable(type(message).__name__, error) from None
     check_size(frames)
@@ -97,6 +97,11 @@ def decode_body(kind: int, frame: bytes) -> Message:
         return decoder.decode(frame)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _unreadable(KINDS[kind].__name__, error) from None
+
+
+def decode_opaque(kind: int, frame: bytes) -> Message:
+    """The body of a known kind, or a plug-in's as it came."""
+    return Opaque(kind, frame) if kind >= PLUGIN_KIND_FIRST else decode_body(kind, frame)
 
 
 def _unreadable(what: str, error: Exception) -> RemoteError:

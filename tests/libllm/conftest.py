@@ -13,7 +13,7 @@ from libllm.config import Home
 from llmproto import wire
 from llmproto.base import Header, Message
 from llmproto.connection import Hello, Welcome
-from llmproto.kinds import KIND_OF
+from llmproto.kinds import kind_of
 
 MessageT = TypeVar("MessageT", bound=Message)
 PATIENCE_S = 20.0
@@ -27,6 +27,8 @@ class FakeKernel:
         self.epoch = 0
         self.greets = True
         self.hellos: list[Hello] = []
+        self.blobs: tuple[bytes, ...] = ()
+        """Of the message that came last."""
         self.heard: list[type[Message]] = []
         self.inbox: asyncio.Queue[tuple[Header, Message]] = asyncio.Queue()
         self._peer = b""
@@ -51,18 +53,24 @@ class FakeKernel:
             self._context.term()
 
     def say(
-        self, message: Message, *, answers: Header | None = None, source: bytes = b""
+        self,
+        message: Message,
+        *,
+        answers: Header | None = None,
+        source: bytes = b"",
+        blobs: tuple[bytes, ...] = (),
     ) -> Header:
         """Send to the peer that spoke last."""
         header = Header(
             version=1,
-            kind=KIND_OF[type(message)],
+            kind=kind_of(message),
             id=os.urandom(16),
             reply_to=None if answers is None else answers.id,
             source=source,
             epoch=self.epoch,
+            blobs=list(map(len, blobs)),
         )
-        self._socket.send_multipart([self._peer, *wire.encode(header, message)])
+        self._socket.send_multipart([self._peer, *wire.encode(header, message, blobs)])
         return header
 
     async def hear(self, wanted: type[MessageT]) -> tuple[Header, MessageT]:
@@ -77,8 +85,9 @@ class FakeKernel:
         while True:
             self._peer, *frames = await self._socket.recv_multipart()
             header = wire.decode_header(frames)
-            message = wire.decode_body(header.kind, frames[1])
+            message = wire.decode_opaque(header.kind, frames[1])
             self.heard.append(type(message))
+            self.blobs = tuple(frames[2:])
             if isinstance(message, Hello):
                 self.hellos.append(message)
                 if self.greets:

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 from llmproto import limits, wire
-from llmproto.base import Header, Message, replaced
+from llmproto.base import Header, Message, Opaque, replaced
 from llmproto.connection import Beat, Goodbye, Hello
 from llmproto.errors import ErrorKind, RemoteError, invalid
 from llmproto.generation import Generate, Sampling
-from llmproto.kinds import KIND_OF, KINDS
+from llmproto.kinds import KIND_OF, KINDS, kind_of
 from llmproto.threads import Committed, Done, SinkAcked
 
 HEADER = Header(version=limits.PROTOCOL_VERSION, kind=KIND_OF[Beat], id=bytes(16))
@@ -61,6 +61,15 @@ def test_encode_leaves_plugin_kinds_to_their_service() -> None:
     frames = wire.encode(replaced(HEADER, kind=0x8001), Ask())
     assert wire.decode_header(frames).kind == 0x8001
     assert "0x8001" in refusal(frames)
+
+
+def test_an_opaque_body_travels_as_it_is() -> None:
+    message = Opaque(0x8001, b"\xc1 is no MessagePack")
+    frames = wire.encode(replaced(HEADER, kind=kind_of(message), blobs=[1]), message, [b"x"])
+    assert frames[1:] == [message.body, b"x"]
+    assert wire.decode_opaque(wire.decode_header(frames).kind, frames[1]) == message
+    assert wire.decode_opaque(KIND_OF[Beat], wire.encode_body(Beat(3))) == Beat(3)
+    assert kind_of(Beat()) == KIND_OF[Beat]
 
 
 def test_encode_refuses_what_is_too_large_with_both_numbers() -> None:
