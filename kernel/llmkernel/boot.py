@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.metadata import entry_points
 from typing import Final
 
 from libllm.config import Home, SystemConfig, read_key
@@ -17,6 +18,8 @@ MODULES: Final = {
     "monitor": "llmservices.monitor",
     "gateway": "llmservices.gateway",
 }
+PLUGINS: Final = "llmos.services"
+"""Entry-point group: a plug-in's name, and the module that `python -m` runs."""
 KV_BYTES_DEFAULT: Final = 1 << 30
 WORKING_BYTES: Final = 512 << 20
 """An executor beside its weights and its KV cache: torch, activations, logits."""
@@ -46,7 +49,7 @@ def core_config(home: Home, config: SystemConfig, devices: tuple[DeviceRow, ...]
 def _services(config: SystemConfig, devices: tuple[DeviceRow, ...]) -> list[Spec]:
     specs: list[Spec] = []
     for name in config.services.run:
-        module = MODULES.get(name, name)
+        module = MODULES.get(name) or _plugin(name)
         if name != "gateway":
             specs.append(Spec(name=name, role=name, module=module))
             continue
@@ -63,3 +66,10 @@ def _services(config: SystemConfig, devices: tuple[DeviceRow, ...]) -> list[Spec
             for number in range(1, workers + 1)
         )
     return specs
+
+
+def _plugin(name: str) -> str:
+    """Its module as an installed distribution declares it, else the name itself, taken for a
+    module's; neither is imported here."""
+    found = [entry.module for entry in entry_points(group=PLUGINS, name=name)]
+    return found[0] if found else name

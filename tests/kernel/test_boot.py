@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from libllm.config import Home, SystemConfig
 from llmkernel.boot import KV_BYTES_DEFAULT, WORKING_BYTES, core_config
 from llmproto.operation import DeviceRow
@@ -32,6 +33,18 @@ def test_services_run_as_modules_and_anything_else_by_its_own_name(tmp_path: Pat
         ("monitor", "monitor", "llmservices.monitor"),
         ("my.plugin", "my.plugin", "my.plugin"),
     ]
+
+
+def test_a_plugin_is_found_by_its_entry_point_and_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = tmp_path / "site" / "echo-1.0.dist-info"
+    described.mkdir(parents=True)
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: echo\nVersion: 1.0\n")
+    (described / "entry_points.txt").write_text("[llmos.services]\necho = echo_plugin.main\n")
+    monkeypatch.syspath_prepend(str(described.parent))
+    at = tmp_path / "home"
+    assert names(at, '[services]\nrun = ["echo"]\n') == [("echo", "echo", "echo_plugin.main")]
 
 
 def test_a_gateway_has_as_many_workers_as_cores_allow(tmp_path: Path) -> None:

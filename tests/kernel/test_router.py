@@ -247,11 +247,9 @@ def test_a_plugins_kinds_reach_nobody_who_is_none() -> None:
     echo.hello(SERVICE_PROOF)
     echo.say(ProcessStarted())
     for number, sender in enumerate((client, echo)):
-        sender.said.clear()
         for place in ({"target": "tokenizer"}, {"peer": tokenizer.session}, {"target": "kernel"}):
             rig.handle(Arrived(sender.peer, plugin_frames(10 + number, **place)))
             assert refusal(sender.said) is ErrorKind.INVALID
-            sender.said.clear()
         rig.handle(Arrived(sender.peer, plugin_frames(20 + number, peer=numbered(99))))
         assert not rig.effects
     # Nor do the answers of one that is no plug-in, or what it says by itself, carry them.
@@ -271,7 +269,6 @@ def test_a_plugin_that_dies_leaves_its_requests_unavailable_and_its_name_too() -
     echo.say(Goodbye())
     ((header, failed),) = client.heard
     assert (header.reply_to, refusal([failed])) == (numbered(1), ErrorKind.UNAVAILABLE)
-    client.said.clear()
     rig.handle(Arrived(client.peer, plugin_frames(1, target="echo")))
     assert refusal(client.said) is ErrorKind.UNAVAILABLE
 
