@@ -4,9 +4,10 @@ import hashlib
 
 import msgspec
 import pytest
+from llmkernel import calls
 from llmkernel.events import JournalRoom
 from llmkernel.testkit.rig import CONFIG, MODEL, SERVICE_PROOF, Peer, Rig, spawn_of
-from llmproto import limits
+from llmproto import limits, wire
 from llmproto.base import Message
 from llmproto.connection import Beat, Failed
 from llmproto.errors import ErrorKind
@@ -167,15 +168,17 @@ def test_threads_of_other_tenants_are_neither_seen_nor_touched() -> None:
     assert client.say(ThreadCancel(theirs)) == [Done()]
 
 
-def test_a_list_of_threads_fits_a_message() -> None:
+def test_a_list_of_threads_fits_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "ROWS_BYTES_MAX", 20_000)
     rig, client, tokenizer = boot()
     long = msgspec.structs.replace(MODEL, name="é" * 256)
     tokenizer.say(ModelRegister(long))
-    for number in range(1200):
+    for number in range(30):
         rig.spawn(client, tokenizer, number.to_bytes(16), model=long.name)
     (rows,) = client.say(ThreadsAsk(limit=2048))
     assert isinstance(rows, Threads)
-    assert rows.total == 1200 > len(rows.rows) > 500
+    assert rows.total == 30 > len(rows.rows) > 10
+    assert len(wire.encode_body(rows)) < 20_000
 
 
 def test_renice_moves_what_waits() -> None:
