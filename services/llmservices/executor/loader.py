@@ -18,6 +18,9 @@ RESIDENTS_MAX_DEFAULT = 128
 STEP_TOKENS_DEFAULT = 512
 BLOCK_TOKENS = 16
 WARM_UP_TOKENS = 32
+THREAD_WEIGHT_BYTES = 32 << 20
+"""Weights read in a step for each further thread: for less, waiting for one another costs more than
+the work (and much more where another process has one of the cores)."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -39,9 +42,10 @@ def load_engine(settings: Settings, on_plan: PlanHook, costs: StepCosts | None =
     Raises RemoteError where the folder is not a model that can run here.
     """
     config = settings.config
-    torch.set_num_threads(config.threads or max(1, len(settings.cores)))
+    torch.set_num_threads(max(1, len(settings.cores)))
     device = torch.device(settings.device if settings.device.startswith("cuda") else "cpu")
     model = load(settings.path, dtype=config.dtype, device=device)
+    torch.set_num_threads(config.threads or threads_for(model.weight_bytes, len(settings.cores)))
     residents_max = config.residents_max or RESIDENTS_MAX_DEFAULT
     engine = Engine(
         model,
@@ -56,6 +60,14 @@ def load_engine(settings: Settings, on_plan: PlanHook, costs: StepCosts | None =
     )
     _warm_up(engine, on_plan, StepCosts() if costs is None else costs)
     return engine
+
+
+def threads_for(weight_bytes: int, cores: int) -> int:
+    """Threads of the processor for one step: no more than the model can feed.
+
+    A function of model and lease alone: `exact` holds for a fixed number of threads.
+    """
+    return max(1, min(cores, weight_bytes // THREAD_WEIGHT_BYTES))
 
 
 def _kv_bytes(model: Model, config: ExecutorConfig, residents_max: int) -> int:

@@ -6,7 +6,7 @@ import pytest
 from libllm.config import ExecutorConfig
 from llmproto.errors import ErrorKind, RemoteError
 from llmservices.executor.costs import UNKNOWN_MS, StepCosts
-from llmservices.executor.loader import Settings, load_engine
+from llmservices.executor.loader import Settings, load_engine, threads_for
 
 
 def settings(folder: Path, config: ExecutorConfig | None = None) -> Settings:
@@ -39,3 +39,20 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
         load_engine(settings(tmp_path), lambda plan: None)
     assert refused.value.kind is ErrorKind.INVALID
     assert str(tmp_path) in refused.value.detail
+
+
+@pytest.mark.parametrize(
+    ("weight_bytes", "cores", "threads"),
+    [
+        (7 << 20, 2, 1),
+        (64 << 20, 2, 2),
+        (1 << 30, 2, 2),
+        (1 << 30, 64, 32),
+        (16 << 30, 64, 64),
+        (1, 0, 1),
+    ],
+)
+def test_a_model_gets_no_more_threads_than_it_can_feed(
+    weight_bytes: int, cores: int, threads: int
+) -> None:
+    assert threads_for(weight_bytes, cores) == threads
