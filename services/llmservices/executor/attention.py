@@ -187,13 +187,7 @@ class FastAttention:
         else:
             if (index, window) not in self._prefill_masks:
                 self._prefill_masks[index, window] = self._prefill_mask(segment, window, q.dtype)
-            groups = spec.heads // spec.kv_heads
-            out = self._attend(
-                q,
-                k.repeat_interleave(groups, 1),
-                v.repeat_interleave(groups, 1),
-                self._prefill_masks[index, window],
-            )
+            out = self._attend(q, k, v, self._prefill_masks[index, window])
         return out[0].transpose(0, 1).reshape(segment.tokens, -1)
 
     def _prefill_mask(
@@ -212,11 +206,14 @@ class FastAttention:
     def _attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
+        """Any number of key-value heads that divides that of the queries'."""
         spec = self._cache.spec
         if spec.attention_softcap is None:
             return functional.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, scale=spec.attention_scale
+                q, k, v, attn_mask=mask, scale=spec.attention_scale, enable_gqa=True
             )
+        shared = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
         scores = (q @ k.transpose(-1, -2)).float() * spec.attention_scale
         scores = torch.tanh(scores / spec.attention_softcap) * spec.attention_softcap
         if mask is not None:
