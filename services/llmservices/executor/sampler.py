@@ -23,6 +23,9 @@ from llmservices.models.decoder import elementwise
 _MASK_64 = (1 << 64) - 1
 _MASK_32 = (1 << 32) - 1
 _ONE_BELOW = 1.0 - 2.0**-24
+_ELEMENTS_AT_ONCE = 1 << 16
+"""Large vocabularies are drawn from a few rows at a time, so that what is computed stays in the
+core's cache."""
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -80,15 +83,17 @@ class Sampler:
 
     def _draw(self, logits_WV: torch.Tensor, asks: Sequence[Ask], rows: Sequence[int]) -> list[int]:
         """Sample rows that need nothing but a temperature."""
-        if not rows:
-            return []
-        logits = logits_WV if len(rows) == len(logits_WV) else logits_WV[list(rows)]
-        device = logits.device
-        temperatures = [asks[row].sampling.temperature for row in rows]
-        divisors = torch.tensor(temperatures, dtype=torch.float32, device=device)[:, None]
-        keys = [key(asks[row].sampling.seed, asks[row].position) for row in rows]
-        noise = gumbel(self._mixed_V, keys)
-        drawn: list[int] = (logits.float() / divisors + noise).max(-1).indices.tolist()
+        drawn: list[int] = []
+        at_once = max(1, _ELEMENTS_AT_ONCE // logits_WV.shape[-1])
+        for start in range(0, len(rows), at_once):
+            some = rows[start : start + at_once]
+            keys = [key(asks[row].sampling.seed, asks[row].position) for row in some]
+            temperatures = torch.tensor([asks[row].sampling.temperature for row in some])
+            # `copy`: float32 logits would otherwise be divided where they stand.
+            logits = logits_WV[some].to(torch.float32, copy=True)
+            logits /= temperatures[:, None].to(logits.device)
+            logits += gumbel(self._mixed_V, keys)
+            drawn += logits.max(-1).indices.tolist()
         return drawn
 
     def _choose(self, logits_V: torch.Tensor, ask: Ask) -> Choice:
@@ -214,11 +219,13 @@ def _signed(word: torch.Tensor) -> torch.Tensor:
 
 def mix(word: torch.Tensor) -> torch.Tensor:
     """Every bit of an int32 depends on every other; one to one."""
-    word = word ^ ((word >> 16) & 0xFFFF)
-    word = word * -0x7A143595  # 0x85EBCA6B
-    word = word ^ ((word >> 13) & 0x7FFFF)
-    word = word * -0x3D4D51CB  # 0xC2B2AE35
-    return word ^ ((word >> 16) & 0xFFFF)
+    word, shifted = word.clone(), torch.empty_like(word)
+    for shift, factor in ((16, -0x7A143595), (13, -0x3D4D51CB), (16, 1)):  # 0x85EBCA6B, 0xC2B2AE35
+        torch.bitwise_right_shift(word, shift, out=shifted)
+        shifted &= (1 << (32 - shift)) - 1
+        word ^= shifted
+        word *= factor
+    return word
 
 
 def gumbel(mixed: torch.Tensor, keys: Sequence[tuple[int, int]]) -> torch.Tensor:
@@ -228,9 +235,9 @@ def gumbel(mixed: torch.Tensor, keys: Sequence[tuple[int, int]]) -> torch.Tensor
     first, second = _signed(words[:, :1]), _signed(words[:, 1:]) | 1
     bits = mix((mixed ^ first) * second)
     # Uniform in (0, 1), with full relative precision where it is small: there the winners are.
-    uniform = (bits.float() + (2.0**31 + 0.5)) * 2.0**-32
+    uniform = bits.float().add_(2.0**31 + 0.5).mul_(2.0**-32)
     return elementwise(_to_gumbel, uniform.clamp_(max=_ONE_BELOW), exact=True)
 
 
 def _to_gumbel(uniform: torch.Tensor) -> torch.Tensor:
-    return -torch.log(-torch.log1p(-uniform))
+    return uniform.neg().log1p_().neg_().log_().neg_()
