@@ -38,6 +38,7 @@ from llmproto.models import (
     ModelFound,
     ModelRegister,
 )
+from llmproto.operation import Note
 from llmproto.threads import (
     Committed,
     Done,
@@ -126,7 +127,11 @@ class Tokenizer(Service):
             if number == 0:
                 await self._vocabulary(folder)
             register = ModelRegister(self._entry(folder, name), default=number == 0)
-            await self._port.call(register, Done)
+            try:
+                await self._port.call(register, Done)
+            except RemoteError as error:
+                # An older one goes on under its name while it has threads; a full disk takes none.
+                self._port.send(Note(f"{name} is not registered: {error}"))
         self._progress = 1
         self._reporter.start()
         self._port.loop.call_later(REMIND_S, self._remind)
@@ -154,13 +159,20 @@ class Tokenizer(Service):
                 _prompt_bytes(generate.prompt, generate.messages),
                 lambda: prepare(generate, vocabulary, folder, now=now),
             )
-            spawned = [
-                self._spawn(
+
+            def spawn(choice: int) -> "asyncio.Future[bytes]":
+                return self._spawn(
                     generate, choice, entry.name, prepared, vocabulary, folder, request, began_s
                 )
-                for choice in range(generate.choices)
-            ]
-            threads = await self._all(spawned)
+
+            # Once one choice stands, the others wait for room: cancelling it would end its key.
+            first = await spawn(0)
+            try:
+                rest = await self._all([spawn(choice) for choice in range(1, generate.choices)])
+            except RemoteError:
+                self._port.send(ThreadCancel(first))
+                raise
+            threads = [first, *rest]
         except RemoteError:
             self._measures.refused.add()
             raise
@@ -257,7 +269,13 @@ class Tokenizer(Service):
             resumable=generate.resumable,
         )
         deadline_ns = time.monotonic_ns() + SPAWN_S * 1_000_000_000
-        self._port.ask(spawn, answered, cause=request.id, deadline_ns=deadline_ns)
+        self._port.ask(
+            spawn,
+            answered,
+            cause=request.id,
+            deadline_ns=deadline_ns,
+            wait_exhausted=choice > 0,
+        )
         return future
 
     async def tokenize(self, ask: TokenizeAsk, request: Request) -> Tokenized:
@@ -473,7 +491,7 @@ class Tokenizer(Service):
             if over:
                 position = live.text.next_position - 1
                 self._streams.drop(live.thread)
-            if position is not None and (over or position > live.acked):
+            if position is not None and (over or position >= live.acked):
                 live.acked = position
                 acks.threads.append(live.thread)
                 acks.positions.append(position)

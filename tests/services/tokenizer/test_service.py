@@ -237,25 +237,46 @@ async def test_an_unknown_model_is_refused(desk: Desk) -> None:
         await desk.generate(model="nobody's")
 
 
-async def test_one_refused_choice_cancels_the_others(desk: Desk) -> None:
-    full = Failed(ErrorKind.EXHAUSTED, "full", 100)
+async def test_a_refused_first_choice_refuses_the_request(desk: Desk) -> None:
+    desk.kernel.refusals[ThreadSpawn] = [Failed(ErrorKind.EXHAUSTED, "full", 100)]
+    with pytest.raises(RemoteError) as refused:
+        await desk.generate(choices=4)
+    assert (refused.value.kind, refused.value.retry_after_ms) == (ErrorKind.EXHAUSTED, 100)
+    assert len(desk.kernel.asked(ThreadSpawn)) == 1
+    assert desk.kernel.said(ThreadCancel) == []
+
+
+async def test_further_choices_wait_for_room(desk: Desk) -> None:
+    """Cancelling the first would end its key, and the client repeats the request with it."""
+    await desk.generate(choices=3)
+    spawns = [call for call in desk.kernel.calls if isinstance(call.message, ThreadSpawn)]
+    assert [spawn.wait_exhausted for spawn in spawns] == [False, True, True]
+
+
+async def test_one_refused_choice_cancels_its_siblings(desk: Desk) -> None:
+    gone = Failed(ErrorKind.DEADLINE, "too late")
     desk.kernel.held.add(ThreadSpawn)
     asking = asyncio.create_task(desk.generate(choices=4))
-    while len(desk.kernel.asked(ThreadSpawn)) < 4:  # noqa: ASYNC110 - a test's own kernel
-        await asyncio.sleep(0)
-    first, second, third, late = [
-        c for c in desk.kernel.calls if isinstance(c.message, ThreadSpawn)
-    ]
-    desk.kernel.answer(first)
-    desk.kernel.refusals[ThreadSpawn] = [full, full]
+
+    async def spawns(count: int) -> list[Call]:
+        while len(desk.kernel.asked(ThreadSpawn)) < count:  # noqa: ASYNC110 - a test's own kernel
+            await asyncio.sleep(0)
+        return [c for c in desk.kernel.calls if isinstance(c.message, ThreadSpawn)]
+
+    desk.kernel.answer((await spawns(1))[0])
+    _, second, third, late = await spawns(4)
     desk.kernel.answer(second)
+    desk.kernel.refusals[ThreadSpawn] = [gone]
     desk.kernel.answer(third)
     with pytest.raises(RemoteError) as refused:
         await asking
-    assert (refused.value.kind, refused.value.retry_after_ms) == (ErrorKind.EXHAUSTED, 100)
-    assert desk.kernel.said(ThreadCancel) == [ThreadCancel(b"thread01")]
+    assert refused.value.kind is ErrorKind.DEADLINE
+    assert desk.kernel.said(ThreadCancel) == [
+        ThreadCancel(b"thread02"),
+        ThreadCancel(b"thread01"),
+    ]
     desk.kernel.answer(late)  # what is spawned after that is not wanted either
-    assert desk.kernel.said(ThreadCancel) == [ThreadCancel(b"thread02")]
+    assert desk.kernel.said(ThreadCancel) == [ThreadCancel(b"thread03")]
 
 
 async def test_a_key_that_is_known_goes_on_where_its_thread_is(desk: Desk) -> None:
