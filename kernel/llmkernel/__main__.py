@@ -24,6 +24,7 @@ from llmkernel.events import KernelConfig, Restarted
 from llmkernel.initlink import Link
 from llmkernel.journal import Journal, Options
 from llmkernel.rejected import read_rejected
+from llmkernel.remote import open_door
 from llmkernel.shell import Clock, Shell
 from llmkernel.standby import await_promotion
 from llmkernel.state import State
@@ -129,7 +130,8 @@ async def serve(
     for exit in promoted.exits:  # nobody is struck for a death that no kernel saw
         home.crash_note(exit.name, exit.incarnation).unlink(missing_ok=True)
     heard = [event for message in since for event in shell.events_of(message)]
-    await shell.run(home.socket, [first, *heard])
+    door = open_door(home, config.kernel.listen)
+    await shell.run(home.socket, [first, *heard], door=door)
     journal.close()
 
 

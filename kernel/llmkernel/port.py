@@ -12,6 +12,9 @@ from typing import Final
 
 import zmq
 from llmproto import limits
+from llmproto.errors import ErrorKind, RemoteError
+
+from llmkernel.remote import Door
 
 HIGH_WATER_MARK: Final = 10_000
 """Messages waiting for one peer: its credit ends long before."""
@@ -26,8 +29,17 @@ class Port:
     (a peer that does not read).
     """
 
-    def __init__(self, path: Path, arrived: Callable[[list[tuple[bytes, ...]]], None]) -> None:
-        """Binds at once; `arrived` gets every batch, each message with its routing id first."""
+    def __init__(
+        self,
+        path: Path,
+        arrived: Callable[[list[tuple[bytes, ...]]], None],
+        door: Door | None = None,
+    ) -> None:
+        """Binds at once; `arrived` gets every batch, each message with its routing id first.
+
+        `door` is where peers of other machines come in; RemoteError(UNAVAILABLE) where its address
+        cannot be had.
+        """
         self._arrived = arrived
         self._loop = asyncio.get_running_loop()
         self._context = zmq.Context()
@@ -46,10 +58,32 @@ class Port:
             self._socket.bind(f"ipc://{path}")
         finally:
             os.umask(mask)
+        if door is not None:
+            self._open(door)
         self._fd = int(self._socket.getsockopt(zmq.FD))
         self._again = True
         self._loop.add_reader(self._fd, self.drain)
         self._loop.call_soon(self.drain)  # what came before the descriptor was watched
+
+    def _open(self, door: Door) -> None:
+        """Listen there too.  These options count from here on, and not for the ipc address, whose
+        file's mode is its protection."""
+        for option, value in (
+            (zmq.CURVE_SERVER, 1),
+            (zmq.CURVE_SECRETKEY, door.secret_key),
+            (zmq.IPV6, "[" in door.url),
+            (zmq.MAXMSGSIZE, limits.SEALED_FRAME_BYTES_MAX),
+            (zmq.HEARTBEAT_IVL, limits.PING_MS),
+            (zmq.HEARTBEAT_TIMEOUT, limits.PING_SILENT_MS),
+        ):
+            self._socket.setsockopt(option, value)
+        try:
+            self._socket.bind(door.url)
+        except zmq.ZMQError as error:
+            self._socket.close(0)
+            self._context.term()
+            detail = f"[kernel] listen = {door.url!r} cannot be had: {error.strerror}"
+            raise RemoteError(ErrorKind.UNAVAILABLE, detail) from None
 
     def send(self, peer: bytes, frames: tuple[bytes, ...]) -> bool | None:
         """True: on its way.  False: nobody is there.  None: dropped, the peer does not read."""

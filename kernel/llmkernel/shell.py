@@ -55,6 +55,7 @@ from llmkernel.journal import Journal
 from llmkernel.outbox import Outbox
 from llmkernel.port import Port
 from llmkernel.rejected import reject
+from llmkernel.remote import Door
 
 TICK_S: Final = 0.25
 SLICE_S: Final = 0.005
@@ -114,11 +115,11 @@ class Shell:
 
     # --- life -------------------------------------------------------------------------------------
 
-    async def run(self, socket: Path, first: Iterable[Event]) -> None:
+    async def run(self, socket: Path, first: Iterable[Event], *, door: Door | None = None) -> None:
         """Handle `first`, bind, and pump until told to end; raises what ended it otherwise."""
         self._loop.set_exception_handler(self._raised)
         self.handle(first)
-        self._port = Port(socket, self._arrived)
+        self._port = Port(socket, self._arrived, door)
         if self._link is not None:
             self._loop.add_reader(self._link.fileno(), self._from_init)
         self._next_tick = self._loop.call_later(TICK_S, self._tick)

@@ -62,6 +62,7 @@ from libllm.generation import Generation, open_generation, resume_generation
 from libllm.options import Messages, Options, to_generate, to_messages
 from libllm.plugins import Kinds
 from libllm.port import Port, Reply
+from libllm.remote import Remote
 from libllm.results import Completion
 
 PATIENCE_S: Final = 60.0
@@ -392,13 +393,20 @@ async def connect_async(
     *,
     start: bool = False,
     url: str | None = None,
+    server_key: str | None = None,
+    proof: bytes | None = None,
+    connection: str | Path | None = None,
     timeout_s: float = CONNECT_S,
 ) -> AsyncClient:
     """Connect to the system of a home (default: $LLMOS_HOME, else ~/.llmos), as its operator.
 
-    With `start` a system is booted where none runs; it stays until `llmos down`. `url` names the
-    kernel's socket where it is not the home's own. UNAVAILABLE where nothing runs.
+    With `start` a system is booted where none runs; it stays until `llmos down`. UNAVAILABLE where
+    nothing runs. A system on another machine is named by `url` (tcp://...), `server_key` and
+    `proof`, or by `connection`: a copy of keys/connection.json of its home, which holds all three.
     """
+    if connection is not None:
+        remote = Remote.read(connection)
+        url, server_key, proof = remote.url, remote.server_key, bytes.fromhex(remote.operator)
     place = Home.find(home)
     if start:
         await boot.boot_async(place)
@@ -407,14 +415,24 @@ async def connect_async(
             ErrorKind.UNAVAILABLE,
             f"no system runs in {place.root}: start one with `llmos up`, or connect(start=True)",
         )
-    return await open_client(place, url=url, timeout_s=timeout_s)
+    return await open_client(
+        place, url=url, server_key=server_key, proof=proof, timeout_s=timeout_s
+    )
 
 
 async def open_client(
-    home: Home, *, url: str | None = None, timeout_s: float = CONNECT_S
+    home: Home,
+    *,
+    url: str | None = None,
+    server_key: str | None = None,
+    proof: bytes | None = None,
+    timeout_s: float = CONNECT_S,
 ) -> AsyncClient:
     """Connect to a system that is taken to run."""
-    return AsyncClient.over(await open_connection(home, url=url, timeout_s=timeout_s))
+    connection = await open_connection(
+        home, url=url, server_key=server_key, proof=proof, timeout_s=timeout_s
+    )
+    return AsyncClient.over(connection)
 
 
 def _deadline_ns(seconds: float | None) -> int | None:

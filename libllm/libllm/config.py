@@ -15,6 +15,8 @@ import msgspec
 from llmproto.errors import ErrorKind, RemoteError, invalid
 from msgspec import Meta
 
+from libllm.remote import Remote, check_listen
+
 SUN_PATH_BYTES_MAX: Final = 107
 """What `sun_path` holds on Linux (108) less its final zero; macOS has 103, of which bind() itself
 tells."""
@@ -96,6 +98,21 @@ class Home(msgspec.Struct, frozen=True):
         """Proof of a service that init did not start."""
         return self.keys / "service.key"
 
+    @property
+    def curve_key(self) -> Path:
+        """The kernel's secret key towards other machines."""
+        return self.keys / "curve.key"
+
+    @property
+    def curve_public(self) -> Path:
+        """The public key to it."""
+        return self.keys / "curve.pub"
+
+    @property
+    def connection(self) -> Path:
+        """What another machine needs to connect; absent where the kernel listens on ipc alone."""
+        return self.keys / "connection.json"
+
     def crash_note(self, process: str, incarnation: int) -> Path:
         """What an executor was computing, in a file that outlives it."""
         return self.run / f"step-{process}-{incarnation}.bin"
@@ -131,6 +148,16 @@ class KernelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     for."""
     journal_bytes_max: Annotated[int, Meta(ge=16 << 20, le=1 << 50)] = 1 << 30
     """The live journal; beyond it admissions answer EXHAUSTED."""
+    listen: str | None = None
+    """tcp://ADDRESS:PORT of this machine, for peers on others; absent: ipc alone."""
+
+    def __post_init__(self) -> None:
+        """ValueError for an address that is none, or a wildcard."""
+        if self.listen is not None:
+            try:
+                check_listen(self.listen)
+            except RemoteError as error:
+                raise ValueError(error.detail) from None
 
 
 class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -221,19 +248,35 @@ class ProcessEnvironment(msgspec.Struct, frozen=True):
     """End-of-file here means: init is gone, exit at once."""
     init_fd: int | None = None
     """The kernel's end of the socketpair with init."""
+    remote: Remote | None = None
+    """The system, where it is another machine's."""
+
+    @property
+    def endpoint(self) -> str:
+        """The kernel's address."""
+        return self.home.endpoint if self.remote is None else self.remote.url
+
+    @property
+    def server_key(self) -> str | None:
+        """The kernel's public key, where the address needs one."""
+        return None if self.remote is None else self.remote.server_key
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None) -> "ProcessEnvironment":
         """From the variables that init sets; without a proof of init's, the home's service key
-        serves.
+        serves, or that of the connection file which LLMOS_CONNECTION names.
 
         Takes the proof out of its file descriptor and closes that, so that no descendant can read
         it.
         """
         values = os.environ if environment is None else environment
         home = Home.find(values.get("LLMOS_HOME") or None)
+        file_name = values.get("LLMOS_CONNECTION")
+        remote = Remote.read(file_name) if file_name else None
         proof_fd = _number(values, "LLMOS_PROOF_FD")
-        if proof_fd is None:
+        if proof_fd is None and remote is not None:
+            proof = bytes.fromhex(remote.service)
+        elif proof_fd is None:
             proof = read_key(home.service_key)
         else:
             with os.fdopen(proof_fd, "rb", buffering=0) as file:
@@ -245,6 +288,7 @@ class ProcessEnvironment(msgspec.Struct, frozen=True):
             proof=proof,
             lifeline_fd=_number(values, "LLMOS_LIFELINE_FD"),
             init_fd=_number(values, "LLMOS_INIT_FD"),
+            remote=remote,
         )
 
 

@@ -50,6 +50,7 @@ class Peer:
         endpoint: str,
         hello: Hello,
         *,
+        server_key: str | None = None,
         deliver: Callable[[Effect], None],
         holding: Callable[[], Holding] = Holding,
     ) -> None:
@@ -62,6 +63,7 @@ class Peer:
         self._is_feeding = False
         self._transport = Transport(
             endpoint,
+            server_key=server_key,
             arrived=self._arrived,
             connected=lambda: self.feed(Connected()),
             disconnected=lambda: self.feed(Disconnected()),

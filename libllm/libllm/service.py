@@ -199,8 +199,9 @@ class Serving:
             incarnation=environment.incarnation,
         )
         self.peer = Peer(
-            environment.home.endpoint,
+            environment.endpoint,
             hello,
+            server_key=environment.server_key,
             deliver=self._deliver,
             holding=self.service.holding,
         )

@@ -327,12 +327,25 @@ def connect(
     *,
     start: bool = False,
     url: str | None = None,
+    server_key: str | None = None,
+    proof: bytes | None = None,
+    connection: str | Path | None = None,
     timeout_s: float = CONNECT_S,
 ) -> Client:
     """Connect to the system of a home; see `libllm.client.connect_async`."""
     loop = LoopThread()
     try:
-        client = loop.run(connect_async(home, start=start, url=url, timeout_s=timeout_s))
+        client = loop.run(
+            connect_async(
+                home,
+                start=start,
+                url=url,
+                server_key=server_key,
+                proof=proof,
+                connection=connection,
+                timeout_s=timeout_s,
+            )
+        )
     except BaseException:
         loop.stop()
         raise

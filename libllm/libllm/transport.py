@@ -11,7 +11,10 @@ from typing import Final
 
 import zmq
 from llmproto import limits
+from llmproto.errors import invalid
 from zmq.utils.monitor import parse_monitor_message
+
+from libllm.remote import check_sealed
 
 HIGH_WATER_MARK: Final = 10_000
 RECONNECT_MS: Final = 10
@@ -31,11 +34,17 @@ class Transport:
         self,
         endpoint: str,
         *,
+        server_key: str | None = None,
         arrived: Callable[[list[bytes]], None],
         connected: Callable[[], None],
         disconnected: Callable[[], None],
     ) -> None:
-        """Connects in the background; the callbacks are called by the running event loop."""
+        """Connects in the background; the callbacks are called by the running event loop.
+
+        `server_key` is the kernel's public key (CURVE), which every address needs that leaves this
+        machine: RemoteError(INVALID) otherwise.
+        """
+        check_sealed(endpoint, server_key)
         self.lost = 0
         """Messages that could not be sent."""
         self._loop = asyncio.get_running_loop()
@@ -56,6 +65,8 @@ class Transport:
             (zmq.MAXMSGSIZE, limits.MESSAGE_BYTES_MAX),
         ):
             self._socket.setsockopt(option, value)
+        if server_key is not None:
+            self._seal(server_key, is_ipv6="[" in endpoint)
         self._monitor = self._socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         )
@@ -63,8 +74,31 @@ class Transport:
         self._monitor_fd = int(self._monitor.getsockopt(zmq.FD))
         self._loop.add_reader(self._fd, self._drain)
         self._loop.add_reader(self._monitor_fd, self._drain_monitor)
-        self._socket.connect(endpoint)
+        try:
+            self._socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise invalid(f"{endpoint!r} is no address: {error.strerror}") from None
         self._loop.call_soon(self._drain_monitor)
+
+    def _seal(self, server_key: str, *, is_ipv6: bool) -> None:
+        """All that leaves is for the owner of this key alone, and a silent network is noticed."""
+        public_key, secret_key = zmq.curve_keypair()
+        for option, value in (
+            (zmq.CURVE_SERVERKEY, server_key.encode()),
+            (zmq.CURVE_PUBLICKEY, public_key),
+            (zmq.CURVE_SECRETKEY, secret_key),
+            (zmq.IPV6, is_ipv6),
+            (zmq.MAXMSGSIZE, limits.SEALED_FRAME_BYTES_MAX),
+            (zmq.HEARTBEAT_IVL, limits.PING_MS),
+            (zmq.HEARTBEAT_TIMEOUT, limits.PING_SILENT_MS),
+        ):
+            try:
+                self._socket.setsockopt(option, value)
+            except zmq.ZMQError:
+                self._socket.close(0)
+                self._context.term()
+                raise invalid(f"the server key {server_key!r} is none (40 characters)") from None
 
     def send(self, frames: list[bytes]) -> None:
         """Send now or never."""

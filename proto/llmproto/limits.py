@@ -16,6 +16,8 @@ MESSAGE_BYTES_MAX: Final = 1 << 20
 HEADER_BYTES_MAX: Final = 4096
 BLOBS_MAX: Final = 64  # frames behind the body
 NAME_BYTES_MAX: Final = 256  # model, service and key names: they appear in tables and file names
+# what CURVE adds to a frame is 33 bytes: a message of the largest size must pass encrypted too
+SEALED_FRAME_BYTES_MAX: Final = MESSAGE_BYTES_MAX + 64
 DETAIL_BYTES_MAX: Final = 4096  # error text for people
 PATH_BYTES_MAX: Final = 4096  # PATH_MAX on Linux
 
@@ -56,6 +58,8 @@ BEAT_MS: Final = 500  # every peer's heartbeat
 SESSION_LEASE_MS: Final = 2_000  # a session without a beat for so long is gone
 # a service without a beat for so long is dead (a stopped one, say)
 SERVICE_SILENT_MS: Final = 2_000
+PING_MS: Final = 1_000  # ZeroMQ's own heartbeat, over tcp: a broken network says nothing
+PING_SILENT_MS: Final = 3_000  # a tcp connection on which nothing came for so long is made anew
 KERNEL_SILENT_MS: Final = 2_000  # init kills a kernel that has not beaten for so long
 # an executor that holds work and commits nothing for so long is dead, unless it said Working
 STEP_BUDGET_MS: Final = 2_000
