@@ -12,10 +12,11 @@ import time
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
+import msgspec
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.operation import Status, StatusAsk
 
-from libllm.config import Home, child_environment
+from libllm.config import Home, SystemConfig, child_environment
 from libllm.connection import Connection, open_connection
 
 BOOT_S: Final = 60.0
@@ -26,6 +27,13 @@ POLL_S: Final = 0.02
 CLAIMS_MAX: Final = 5
 """Whoever asks whether a system runs holds the lock for an instant; so init is started again if
 nobody kept it."""
+
+
+class LastWords(msgspec.Struct, frozen=True):
+    """A line of the log that says why."""
+
+    event: str
+    detail: str
 
 
 class Held(Exception):
@@ -98,7 +106,8 @@ def init_command(home: Home, *, foreground: bool = False) -> list[str]:
 
 
 def boot_foreground(home: Home) -> NoReturn:
-    """Become init, for containers."""
+    """Become init, for containers; a configuration that no kernel could start with is refused."""
+    SystemConfig.read(home.config)
     sys.stdout.flush()
     sys.stderr.flush()
     command = init_command(home, foreground=True)
@@ -123,6 +132,7 @@ async def boot_async(
         try:
             init = None
             if not is_running(home):
+                SystemConfig.read(home.config)  # Before init tries it again and again.
                 init = await asyncio.to_thread(Init, home, command or init_command(home))
             return await _wait_ready(home, init, deadline_s=deadline_s)
         except Held:
@@ -162,10 +172,23 @@ async def _wait_ready(home: Home, init: Init | None, *, deadline_s: float) -> St
     finally:
         if connection is not None:
             connection.close()
+    if connection is None:
+        why = _why_no_kernel(home) or why
     raise RemoteError(
         ErrorKind.DEADLINE,
         f"the system in {home.root} is not ready in time: {why}; see {home.logs}",
     )
+
+
+def _why_no_kernel(home: Home) -> str:
+    """What the last kernel died of, where that is the last thing that its log says."""
+    try:
+        with (home.logs / "kernel.log").open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - WORDS_BYTES_MAX))
+            said = msgspec.json.decode(log.read().splitlines()[-1], type=LastWords)
+    except (OSError, IndexError, msgspec.MsgspecError, UnicodeDecodeError):
+        return ""
+    return f"the kernel {said.event}: {said.detail}"
 
 
 async def _try_connect(home: Home, left_s: float) -> Connection | None:

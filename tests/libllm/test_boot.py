@@ -77,6 +77,29 @@ async def test_a_system_that_is_not_ready_in_time_is_named(
     holder.communicate(timeout=30)
 
 
+async def test_a_kernel_that_cannot_start_says_why(
+    home: Home, holder: "subprocess.Popen[bytes]"
+) -> None:
+    log = home.logs / "kernel.log"
+    log.write_text('{"event": "replayed"}\n{"event": "cannot start", "detail": "port in use"}\n')
+    with pytest.raises(RemoteError, match="kernel cannot start: port in use") as refused:
+        await boot_async(home, timeout_s=0.2)
+    assert refused.value.kind is ErrorKind.DEADLINE
+    log.write_text("no JSON\n")
+    with pytest.raises(RemoteError, match="does not answer yet"):
+        await boot_async(home, timeout_s=0.2)
+    holder.communicate(timeout=30)
+
+
+async def test_a_configuration_that_no_kernel_takes_is_refused_before_it_is_tried(
+    home: Home,
+) -> None:
+    home.config.write_text('[kernel]\nlisten = "tcp://*:8751"\n')
+    with pytest.raises(RemoteError, match="every network") as refused:
+        await boot_async(home, command=[sys.executable, "-c", "raise AssertionError"])
+    assert refused.value.kind is ErrorKind.INVALID
+
+
 async def test_an_init_that_cannot_use_the_home_speaks_for_itself(home: Home) -> None:
     words = "import sys; print('llmos: the home is on fire', file=sys.stderr); sys.exit(2)"
     with pytest.raises(RemoteError) as refused:
