@@ -86,6 +86,13 @@ class Reader:
             env=child_environment(),
         )
 
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
     @property
     def lines(self) -> list[Line]:
         """So far."""
@@ -137,12 +144,11 @@ async def test_client_and_another(
     async with shared.client() as client:
         wanted = await twins.of(client, asks)
         requests = requests_of(asks)
-        reader = Reader(shared, tmp_path, requests)
-        await reader.until_lines(100)
-        reader.process.kill()
-        if other is not None:
-            await strike(client, other)
-        reader.process.wait()
+        with Reader(shared, tmp_path, requests) as reader:
+            await reader.until_lines(100)
+            reader.process.kill()
+            if other is not None:
+                await strike(client, other)
         lines = reader.lines
         unfinished = [
             (request, twin)

@@ -8,43 +8,44 @@ from .conftest import System, strike
 from .faults.points import arm
 from .load import Twins, assert_equal, complete_all, load
 
+LONG = pytest.mark.long
 POINTS = (
     # A thread is accepted.
-    ("tokenizer.out.ThreadSpawn", 3),
-    ("kernel.in.ThreadSpawn", 3),
+    pytest.param("tokenizer.out.ThreadSpawn", 3, marks=LONG),
+    pytest.param("kernel.in.ThreadSpawn", 3, marks=LONG),
     ("kernel.out.ThreadSpawned", 3),  # journaled, and nobody was told
     ("tokenizer.out.Accepted", 3),  # spawned, and its client does not know
-    ("kernel.pass.Accepted", 3),
+    pytest.param("kernel.pass.Accepted", 3, marks=LONG),
     # It runs.
-    ("executor.in.Run", 5),
+    pytest.param("executor.in.Run", 5, marks=LONG),
     ("executor.out.Stepped", 1),  # accepted, and no token came
-    ("executor.out.Stepped", 20),
+    pytest.param("executor.out.Stepped", 20, marks=LONG),
     ("kernel.in.Stepped", 20),  # proposed, not committed
     ("kernel.out.Committed", 41),  # journaled, not sent
-    ("executor.in.Committed", 20),
-    ("tokenizer.in.Committed", 20),
-    ("tokenizer.out.Text", 1),
-    ("tokenizer.out.Text", 20),
-    ("kernel.pass.Text", 20),
-    ("kernel.pass.StreamAcked", 2),
-    ("tokenizer.out.SinkAcked", 2),
-    ("kernel.in.SinkAcked", 2),
+    pytest.param("executor.in.Committed", 20, marks=LONG),
+    pytest.param("tokenizer.in.Committed", 20, marks=LONG),
+    pytest.param("tokenizer.out.Text", 1, marks=LONG),
+    pytest.param("tokenizer.out.Text", 20, marks=LONG),
+    pytest.param("kernel.pass.Text", 20, marks=LONG),
+    pytest.param("kernel.pass.StreamAcked", 2, marks=LONG),
+    pytest.param("tokenizer.out.SinkAcked", 2, marks=LONG),
+    pytest.param("kernel.in.SinkAcked", 2, marks=LONG),
     # It ends.
     ("tokenizer.out.ThreadEnd", 1),  # its stop string came, and nobody knows
     ("kernel.in.ThreadEnd", 1),
 )
 AFTER_A_DEATH = (
     # Who dies first, and where the next incarnation, or the kernel, dies again.
-    ("tokenizer", "kernel.out.SinkOpen", 3),
+    pytest.param("tokenizer", "kernel.out.SinkOpen", 3, marks=LONG),
     ("tokenizer", "tokenizer.in.SinkOpen", 3),
-    ("tokenizer", "tokenizer.out.ModelRegister", 1),
+    pytest.param("tokenizer", "tokenizer.out.ModelRegister", 1, marks=LONG),
     ("executor", "executor.out.Working", 1),  # while it loads its model
-    ("executor", "executor.out.ExecutorReady", 1),
-    ("executor", "kernel.in.ExecutorReady", 1),
-    ("executor", "kernel.out.Run", 3),
+    pytest.param("executor", "executor.out.ExecutorReady", 1, marks=LONG),
+    pytest.param("executor", "kernel.in.ExecutorReady", 1, marks=LONG),
+    pytest.param("executor", "kernel.out.Run", 3, marks=LONG),
     ("kernel", "kernel.replay", 40),
-    ("kernel", "kernel.in.Beat", 2),
-    ("kernel", "kernel.out.Welcome", 2),
+    pytest.param("kernel", "kernel.in.Beat", 2, marks=LONG),
+    pytest.param("kernel", "kernel.out.Welcome", 2, marks=LONG),
 )
 
 

@@ -41,7 +41,11 @@ async def poisoned(client: AsyncClient, mark: int, tokens: int = 60) -> Completi
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("mark", "count"),
-    [(Mark("segv"), 31), (Mark("segv", after=7), 31), (Mark("exit", after=7), 15)],
+    [
+        pytest.param(Mark("segv"), 31, marks=pytest.mark.long),
+        (Mark("segv", after=7), 31),
+        pytest.param(Mark("exit", after=7), 15, marks=pytest.mark.long),
+    ],
     ids=["segv-at-once", "segv", "exit"],
 )
 async def test_a_thread_that_kills(
@@ -147,6 +151,7 @@ async def test_a_request_that_kills_the_tokenizer(rigged: System, twins: Twins) 
         await rigged.until_settled(client)
 
 
+@pytest.mark.long
 async def test_outside_kills_of_the_tokenizer_refuse_nobody(rigged: System, twins: Twins) -> None:
     """Requests that are in it when it is killed are tried again, however often that happens."""
     asks = load(8, 20)

@@ -38,6 +38,7 @@ async def test_a_stopped_process_is_replaced(shared: System, twins: Twins, victi
         await shared.until_settled(client)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", STOPPED)
 async def test_a_short_stop_kills_nobody(shared: System, twins: Twins, victim: str) -> None:
     """Woken in time it goes on where it stood."""

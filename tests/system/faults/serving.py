@@ -4,10 +4,9 @@
 from collections.abc import Callable
 
 from libllm.config import ProcessEnvironment
-from libllm.events import Call, Event, Post
+from libllm.events import Arrived, Call, Event, Post
 from libllm.port import Port
 from libllm.service import Service, Serving
-from llmproto.base import Header, Message
 
 from tests.system.faults.points import Points
 
@@ -27,6 +26,6 @@ class FaultyServing(Serving):
             self._points.passing(f"{self._role}.out.{type(event.message).__name__}")
         super()._feed(event)
 
-    def _handle(self, header: Header, message: Message) -> None:
-        self._points.passing(f"{self._role}.in.{type(message).__name__}")
-        super()._handle(header, message)
+    def _handle(self, arrived: Arrived) -> None:
+        self._points.passing(f"{self._role}.in.{type(arrived.message).__name__}")
+        super()._handle(arrived)

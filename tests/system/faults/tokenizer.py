@@ -2,7 +2,7 @@
 
 import os
 
-from llmproto.base import Header, Message
+from libllm.events import Arrived
 from llmproto.generation import Generate
 from llmservices.tokenizer.__main__ import main
 
@@ -15,10 +15,11 @@ DEADLY = "xyzzy"
 class Frail(FaultyServing):
     """Dies of one word."""
 
-    def _handle(self, header: Header, message: Message) -> None:
+    def _handle(self, arrived: Arrived) -> None:
+        message = arrived.message
         if isinstance(message, Generate) and DEADLY in (message.prompt or ""):
             os._exit(3)
-        super()._handle(header, message)
+        super()._handle(arrived)
 
 
 if __name__ == "__main__":
