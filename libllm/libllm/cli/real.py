@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -18,6 +19,8 @@ from libllm.config import Home, SystemConfig
 
 STOP_S: Final = 20.0
 """Init ends within its phases' times, which are less."""
+ANSWER_S: Final = 3.0
+"""For a kernel to welcome who wants to stop it; init is asked after that."""
 TURN_S: Final = 3.0
 """Longer than a boot takes that goes well."""
 STARTS_MAX: Final = 3
@@ -60,6 +63,7 @@ class RealSystem:
 
     def _boot(self, home: Home, deadline_s: float) -> None:
         """In turns, to see between them whether it is hopeless."""
+        began = datetime.now(UTC).isoformat()
         while True:
             left_s = deadline_s - time.monotonic()
             try:
@@ -68,6 +72,9 @@ class RealSystem:
             except RemoteError as error:
                 if error.kind is not ErrorKind.DEADLINE or left_s <= TURN_S:
                     raise
+            refused = kernel_refusal(home, since=began)
+            if refused is not None:
+                raise RemoteError(ErrorKind.UNAVAILABLE, refused)
             hopeless = self._hopeless(home)
             if hopeless is not None:
                 raise RemoteError(ErrorKind.UNAVAILABLE, why_hopeless(home, hopeless))
@@ -92,7 +99,7 @@ class RealSystem:
         if not boot.is_running(home):
             return False
         try:
-            with sync.connect(home.root) as client:
+            with sync.connect(home.root, timeout_s=ANSWER_S) as client:
                 client.shutdown()
         except RemoteError as error:
             if error.kind not in (ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE):
@@ -137,6 +144,15 @@ def _signal_init(home: Home, number: int) -> None:
             os.kill(int(text), number)
         except (ProcessLookupError, PermissionError):
             return
+
+
+def kernel_refusal(home: Home, *, since: str) -> str | None:
+    """Why the kernel gave up at once, where it has said so since this time (ISO, UTC)."""
+    lines = logfiles.last_lines([home.logs / "kernel.log"], 1)
+    fields = (lines[0].fields or {}) if lines else {}
+    if fields.get("event") != "cannot start" or lines[0].timestamp < since:
+        return None
+    return f"the kernel cannot start: {fields.get('detail', '')}"
 
 
 def is_hopeless(row: ProcessRow) -> bool:
