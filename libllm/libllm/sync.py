@@ -47,6 +47,14 @@ class LoopThread:
             future.cancel()
             raise
 
+    def begin(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        """Start it without waiting, which a finaliser must not: it may run on this very thread.
+        Nothing where the loop has ended."""
+        if self._loop.is_closed():
+            coroutine.close()
+        else:
+            asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
     def stop(self) -> None:
         """End loop and thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -119,7 +127,7 @@ class Pieces(Iterator[Piece]):
             while pieces := self._loop.run(self._generation.take()):
                 yield from pieces
         except GeneratorExit:
-            self._loop.run(self._generation.aclose())
+            self._loop.begin(self._generation.aclose())
             raise
 
 
