@@ -134,7 +134,7 @@ class Tokenizer(Service):
                 self._port.send(Note(f"{name} is not registered: {error}"))
         self._progress = 1
         self._reporter.start()
-        self._port.loop.call_later(REMIND_S, self._remind)
+        self._port.loop.call_later(REMIND_S, self.remind)
 
     async def drain(self) -> None:
         """The last numbers."""
@@ -518,15 +518,16 @@ class Tokenizer(Service):
         self._send_since(live, attach.offset, attach.scores)
         return Attached(live.thread, live.text.state.model, live.text.emitted)
 
-    def _remind(self) -> None:
-        """Say ends again: a reader's last acknowledgement may have been lost on its way."""
-        self._port.loop.call_later(REMIND_S, self._remind)
+    def remind(self) -> None:
+        """Say ends again, now and then: a reader's last acknowledgement may have been lost."""
+        self._port.loop.call_later(REMIND_S, self.remind)
         for live in list(self._streams.by_thread.values()):  # at most limits.THREADS_MAX
             if live.text.end is None:
                 continue
             live.reminders += 1
             if live.reminders > 1 and live.reminders.bit_count() == 1:
-                self._send_since(live, live.text.emitted, live.text.delivered_tokens)
+                scores = live.text.delivered_tokens if live.text.state.wants_scores else 0
+                self._send_since(live, live.text.emitted, scores)
 
     def _send_since(self, live: Live, offset: int, scores: int) -> None:
         row = live.text.since(offset, scores)

@@ -460,6 +460,30 @@ async def test_a_consumed_end_drops_the_thread(desk: Desk) -> None:
     assert desk.kernel.said(SinkAcked) == []
 
 
+@pytest.mark.parametrize("logprobs", [None, 0])
+async def test_an_end_that_is_not_acknowledged_is_told_again(
+    desk: Desk, logprobs: int | None
+) -> None:
+    await desk.generate(sampling=Sampling(seed=1, logprobs=logprobs))
+    at = len(desk.ids_of("the"))
+    (h,) = desk.ids_of("h")
+    scores = None if logprobs is None else [TokenScore(h, -1.0)]
+    (told,) = desk.commit((b"thread01", at, h, END_LENGTH), scores=scores)
+    reminders = []
+    for _ in range(8):
+        desk.tokenizer.remind()
+        reminders.append(desk.kernel.said(Text))
+    assert [len(said) for said in reminders] == [0, 1, 0, 1, 0, 0, 0, 1]
+    for said in reminders:
+        for text in said:
+            assert (text.texts, text.offsets, text.tokens) == ([""], [1], told.tokens)
+            assert text.ends == told.ends
+    desk.tokenizer.stream_acked(acked(1, 1, ended=True), desk.request())
+    for _ in range(16):
+        desk.tokenizer.remind()
+    assert desk.kernel.said(Text) == []
+
+
 async def test_a_stream_given_up_before_its_end_is_acknowledged_at_it(desk: Desk) -> None:
     await desk.generate()
     at = len(desk.ids_of("the"))
