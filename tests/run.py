@@ -5,6 +5,7 @@ which continuous integration reads. Uses the standard library alone, and the int
 was started with for every tool.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -12,6 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+
+WORKERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
+"""Test files at once, where the whole suite runs."""
 
 # import-linter has no module to start with -m, and its script breaks when a checkout moves.
 LINT_IMPORTS = "from importlinter.cli import lint_imports_command as main; main()"
@@ -28,7 +32,8 @@ def pytest_step(arguments: Sequence[str]) -> list[str]:
     """The pytest call for the caller's arguments; `--long` is ours and adds the campaigns."""
     passed_on = [argument for argument in arguments if argument != "--long"]
     selection = [] if "--long" in arguments else ["-m", "not long"]
-    return ["-m", "pytest", "-q", *selection, *passed_on]
+    beside = [] if passed_on else ["-n", str(WORKERS), "--dist", "loadfile"]
+    return ["-m", "pytest", "-q", *selection, *beside, *passed_on]
 
 
 def passes(name: str, step: Sequence[str]) -> bool:

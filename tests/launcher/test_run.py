@@ -1,6 +1,7 @@
 """The steps of the test command, with stand-ins for the tools."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,8 +57,10 @@ CHECKS = ["ruff format --check", "ruff check", "mypy", "contracts --no-logo"]
 def test_runs_every_step_and_pytest_last(root: Path) -> None:
     status, lines = call(root)
     assert status == 0
-    assert tools_called(lines) == [*CHECKS, "pytest -q -m not long"]
-    assert lines[-1] == "pytest -q -m not long"
+    *checks, tests = tools_called(lines)
+    assert checks == CHECKS
+    assert re.fullmatch(r"pytest -q -m not long -n [1-4] --dist loadfile", tests)
+    assert lines[-1] == tests
     assert sum(" ok, " in line for line in lines) == len(CHECKS)
 
 
