@@ -94,9 +94,10 @@ class State:
         by_id = self.threads.by_id
         for row, thread_id in enumerate(fact.threads):
             thread = by_id.get(thread_id)
-            if thread is None or fact.positions[row] != len(thread.tokens):
+            token = fact.tokens[row]
+            if thread is None or token is None or fact.positions[row] != len(thread.tokens):
                 continue
-            thread.tokens.append(fact.tokens[row])
+            thread.tokens.append(token)
             if thread.scores is not None and fact.scores is not None:
                 score = fact.scores[row]
                 if score is not None:
