@@ -190,6 +190,7 @@ def test_where_nothing_runs(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_down_and_up_again(booted: Boot) -> None:
     system = booted()
     assert document(system, "down")["stopped"] is True
