@@ -86,6 +86,10 @@ class System:
         """Its first process."""
         return min(pid for pid in self.pids() if b"--home" in _command(pid).split(b"\0"))
 
+    def descriptors(self) -> int:
+        """How many init holds open."""
+        return len(list(Path(f"/proc/{self.init_pid()}/fd").iterdir()))
+
     async def until_settled(self, client: AsyncClient, *, seconds: float = SETTLE_S) -> None:
         """Until no thread is left and every process is ready, as it was before; asserts that it
         comes to that."""
@@ -214,6 +218,13 @@ def shared() -> Iterator[System]:
     """One system in exact mode for all tests of a module that leave it as they found it."""
     with systems() as start:
         yield start(EXACT, "llmkernel.init")
+
+
+@pytest.fixture(scope="module")
+def gated() -> Iterator[System]:
+    """The same with a gateway, which may be killed."""
+    with systems() as start:
+        yield start(SERVED, "llmkernel.init")
 
 
 @pytest.fixture(scope="module")

@@ -2,52 +2,18 @@
 lives; a client that resumes by id outlives the gateway too."""
 
 import asyncio
-import json
 import random
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import openai
 import pytest
-from libllm.client import AsyncClient
 
-from .conftest import SERVED, System, find, strike, systems
-
-STREAMS = 16
-TOKENS = 80
-RESUMABLE = {"llmos-resumable": "true"}
-
-
-@pytest.fixture(scope="module")
-def gated() -> Iterator[System]:
-    """A system with a gateway, which may be killed."""
-    with systems() as start:
-        yield start(SERVED, "llmkernel.init")
-
-
-async def url_of(client: AsyncClient) -> str:
-    """Where the gateway listens, once it does."""
-    while True:
-        url = (await client.status()).http
-        if url:
-            return url
-        await asyncio.sleep(0.02)
-
-
-def bodies() -> list[dict[str, Any]]:
-    """Requests that are the same whenever they are made: half greedy, half sampled."""
-    return [
-        {
-            "prompt": f"The for statement, part {number}:",
-            "max_tokens": TOKENS,
-            "temperature": 0.0 if number % 2 else 0.8,
-            "seed": number,
-            "stream": True,
-        }
-        for number in range(STREAMS)
-    ]
+from .conftest import System, find, strike
+from .http_load import Resuming, bodies, forget_all, url_of
+from .load import Twins, assert_equal, load
+from .test_pairs import Reader, read_on, requests_of
 
 
 async def through_openai(url: str, model: str) -> list[str]:
@@ -74,58 +40,6 @@ async def test_openai_client_through_kills(gated: System) -> None:
             await strike(client, victim)
             assert await disturbed == wanted, victim
         await gated.until_settled(client)
-
-
-class Resuming(msgspec.Struct):
-    """A client that goes on behind the last event that it has."""
-
-    text: str = ""
-    stream: str = ""
-    last: str = ""
-    attempts: int = 0
-
-    async def read(self, http: httpx.AsyncClient, body: dict[str, Any]) -> str:
-        """To the end, whatever happens to the connection."""
-        while True:
-            self.attempts += 1
-            try:
-                if await self._attempt(http, body):
-                    return self.text
-            except httpx.TransportError:
-                await asyncio.sleep(0.05)
-
-    async def _attempt(self, http: httpx.AsyncClient, body: dict[str, Any]) -> bool:
-        if self.last:
-            path, headers = f"/v1/streams/{self.stream}", {"last-event-id": self.last}
-            request = http.build_request("GET", path, headers=headers)
-        else:
-            self.text = ""
-            request = http.build_request("POST", "/v1/completions", json=body, headers=RESUMABLE)
-        answer = await http.send(request, stream=True)
-        try:
-            if answer.status_code >= 500:  # the gateway is back before the system is
-                return False
-            assert answer.status_code == 200, await answer.aread()
-            self.stream = answer.headers.get("llmos-stream", self.stream)
-            return await self._events(answer)
-        finally:
-            await answer.aclose()
-
-    async def _events(self, answer: httpx.Response) -> bool:
-        event_id = ""
-        async for line in answer.aiter_lines():
-            if line.startswith("id: "):
-                event_id = line[4:]
-            elif line == "data: [DONE]":
-                return True
-            elif line.startswith("data: "):
-                data = json.loads(line[6:])
-                if "error" in data:
-                    assert data["error"]["type"] == "server_error", data
-                    return False
-                self.text += "".join(choice["text"] for choice in data["choices"])
-                self.last = event_id
-        return False
 
 
 @pytest.mark.parametrize(
@@ -158,10 +72,28 @@ async def test_resumed_over_a_gateway_kill(gated: System, other: str | None) -> 
             if other is not None:
                 await strike(client, other)
             assert await disturbed == wanted
-            for reader in readers:  # what may be resumed is kept for a while, unless this is said
-                answer = await http.delete(f"/v1/streams/{reader.stream}")
-                assert answer.status_code == 200, answer.text
+            await forget_all(http, readers)
         assert any(reader.attempts > 1 for reader in readers)
         assert (await find(client, "gateway")).incarnation > before
         assert await url_of(client) == url
+        await gated.until_settled(client)
+
+
+async def test_a_client_process_and_the_gateway(
+    gated: System, twins: Twins, tmp_path: Path
+) -> None:
+    """Whoever speaks the protocol does not need the gateway, dead or alive."""
+    asks = [ask for ask in load(16, 100) if ask.choices == 1]
+    async with gated.client() as client:
+        wanted = await twins.of(client, asks)
+        requests = requests_of(asks)
+        with Reader(gated, tmp_path, requests) as reader:
+            await reader.until_lines(100)
+            reader.process.kill()
+            await strike(client, "gateway")
+        unfinished = reader.unfinished(requests, wanted)
+        assert unfinished
+        lines = reader.lines
+        found = await asyncio.gather(*(read_on(client, one, lines) for one, _ in unfinished))
+        assert_equal(found, [twin for _, twin in unfinished])
         await gated.until_settled(client)

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -15,9 +16,10 @@ from libllm.client import AsyncClient
 from libllm.config import child_environment
 from libllm.options import to_generate
 from libllm.results import Completion
-from llmproto import wire
+from llmproto import limits, wire
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.generation import Generate
+from llmproto.operation import ThreadState
 
 from .conftest import System, find, strike
 from .faults.points import SELF, arm
@@ -98,6 +100,14 @@ class Reader:
         """So far."""
         return read_lines(self._output)
 
+    def unfinished(
+        self, requests: list[Generate], twins: list[Completion]
+    ) -> list[tuple[Generate, Completion]]:
+        """The requests, with their twins, of which it did not see the end."""
+        ended = {line.stream[:32] for line in self.lines if line.finish_reason}
+        pairs = zip(requests, twins, strict=True)
+        return [(request, twin) for request, twin in pairs if request.key.hex() not in ended]
+
     async def until_lines(self, count: int) -> None:
         """It has read so much."""
         while len(self.lines) < count:
@@ -149,15 +159,36 @@ async def test_client_and_another(
             reader.process.kill()
             if other is not None:
                 await strike(client, other)
+        unfinished = reader.unfinished(requests, wanted)
         lines = reader.lines
-        unfinished = [
-            (request, twin)
-            for request, twin in zip(requests, wanted, strict=True)
-            if not any(
-                line.stream[:32] == request.key.hex() and line.finish_reason for line in lines
-            )
-        ]
         assert unfinished
         found = await asyncio.gather(*(read_on(client, one, lines) for one, _ in unfinished))
         assert_equal(found, [twin for _, twin in unfinished])
         await shared.until_settled(client)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("resumable", [True, False])
+async def test_threads_of_a_dead_client_end(
+    shared: System, tmp_path: Path, resumable: bool
+) -> None:
+    """After they have lingered for it; those that somebody may still resume keep their context for
+    a while, and run no more."""
+    asks = [ask for ask in load(8, 900) if ask.choices == 1 and ask.stop is None]
+    requests = [
+        msgspec.structs.replace(request, resumable=resumable) for request in requests_of(asks)
+    ]
+    async with shared.client() as client:
+        with Reader(shared, tmp_path, requests) as reader:
+            await reader.until_lines(100)
+        services = [(row.name, row.incarnation) for row in await client.ps()]
+        deadline = time.monotonic() + 30 + limits.LINGER_MS / 1000
+        while [row for row in await client.threads() if row.state is not ThreadState.ENDED]:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.2)
+        if resumable:
+            for request in requests:
+                end = await (await client.resume(request.key + bytes(1))).collect()
+                assert end.finish_reason == "cancel"
+        await shared.until_settled(client)
+        assert [(row.name, row.incarnation) for row in await client.ps()] == services
