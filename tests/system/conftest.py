@@ -24,8 +24,6 @@ from llmproto.operation import ProcessRow, ProcessState
 from libllm import boot
 
 from .load import Twins
-from .load import complete_all as complete_all
-from .load import load as load
 
 EXACT = (
     '[executor]\nmode = "exact"\n[gateway]\nport = 0\n[services]\nrun = ["tokenizer", "monitor"]\n'

@@ -31,7 +31,8 @@ from llmproto.operation import ProcessesAsk, Shutdown, Status, StatusAsk
 from llmproto.tenants import KeyPresent
 from llmproto.threads import Done, ThreadCancel, ThreadSpawn
 
-from .conftest import System, complete_all, load
+from .conftest import System
+from .load import complete_all, load
 
 ANSWER_MS = 10_000
 GROWTH_BYTES_MAX = 96 << 20

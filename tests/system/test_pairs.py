@@ -146,7 +146,9 @@ async def read_on(client: AsyncClient, request: Generate, lines: list[Line]) -> 
     return msgspec.structs.replace(rest, choices=[choice])
 
 
-@pytest.mark.parametrize("other", [None, *ROLES])
+@pytest.mark.parametrize(
+    "other", [None, "kernel", *(pytest.param(role, marks=pytest.mark.long) for role in ROLES[1:])]
+)
 async def test_client_and_another(
     shared: System, twins: Twins, tmp_path: Path, other: str | None
 ) -> None:

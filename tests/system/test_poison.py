@@ -67,7 +67,7 @@ async def test_a_thread_that_kills(
 
 @pytest.mark.timeout(300)
 async def test_a_thread_that_hangs(rigged: System, twins: Twins, innocent: None) -> None:
-    asks = load(7, 40)
+    asks = load(3, 40)
     async with rigged.client() as client:
         wanted = await twins.of(client, asks)
         write_marks(rigged.home.root, {POISON: Mark("loop", after=5)})

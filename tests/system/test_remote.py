@@ -14,7 +14,8 @@ from libllm.config import child_environment
 from libllm.remote import Remote
 from llmproto.errors import ErrorKind, RemoteError
 
-from .conftest import EXACT, Boot, complete_all, load
+from .conftest import EXACT, Boot
+from .load import complete_all, load
 from .plugin.llmos_echo import KINDS, Ask, Said
 
 PLUGIN = Path(__file__).parent / "plugin"
