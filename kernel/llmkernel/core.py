@@ -48,7 +48,7 @@ from llmkernel.tables import MS, Tables
 from llmkernel.threads import Thread
 
 _HELLO = KIND_OF[Hello]
-TICK_GAP_MS = 500
+TICK_GAP_MS = 1_000
 """The kernel ticks several times a second; a longer gap means that it was stopped itself."""
 
 

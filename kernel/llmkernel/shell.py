@@ -57,7 +57,7 @@ from llmkernel.port import Port
 from llmkernel.rejected import reject
 from llmkernel.remote import Door
 
-TICK_S: Final = 0.25
+TICK_S: Final = 0.4
 SLICE_S: Final = 0.005
 """Between two slices of compaction: messages come first."""
 LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}

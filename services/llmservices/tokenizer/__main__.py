@@ -1,11 +1,11 @@
 """`python -m llmservices.tokenizer`: the tokenizer's process."""
 
-from importlib.resources import files
 from pathlib import Path
 
 from libllm.config import ProcessEnvironment
 from libllm.service import Serving, run
 
+from llmservices import models
 from llmservices.tokenizer.service import Tokenizer
 
 EMBEDDED = "llmos-mini"
@@ -13,7 +13,7 @@ EMBEDDED = "llmos-mini"
 
 def main(serving: type[Serving] = Serving) -> None:
     """Serve until told to end."""
-    embedded = Path(str(files("llmservices.models") / "embedded"))
+    embedded = Path(models.__file__).with_name("embedded")
     environment = ProcessEnvironment.read()
     run(
         lambda port: Tokenizer(
