@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 
 import msgspec
-import structlog
 import uvloop
 from libllm.config import Home, ProcessEnvironment, SystemConfig
 from llmproto import init
@@ -81,7 +80,7 @@ async def serve(
     link: Link,
     promoted: init.Promoted,
     since: list[init.InitMessage],
-    logger: structlog.typing.FilteringBoundLogger,
+    logger: logs.Logger,
     devices: tuple[DeviceRow, ...],
     parts: Parts,
 ) -> None:

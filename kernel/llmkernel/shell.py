@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, assert_never
 
-import structlog
 from libllm.config import Home
 from libllm.crashnotes import read_note
+from libllm.logs import Logger
 from llmproto import init, limits, wire
 from llmproto.base import Header, Message
 from llmproto.connection import Failed
@@ -88,7 +88,7 @@ class Shell:
         clock: Clock,
         link: Link | None,
         home: Home,
-        logger: structlog.typing.FilteringBoundLogger,
+        logger: Logger,
         wait_for_sync: bool,
         compaction: Compaction | None = None,
         trace: Callable[[int, Event], None] | None = None,

@@ -6,7 +6,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-import structlog
 from llmproto.errors import RemoteError
 from llmproto.rights import ROUTE_RIGHTS
 from starlette.exceptions import HTTPException
@@ -14,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from libllm import logs
 from llmservices.gateway.errors import CANCELLED, HttpError, of_remote
 from llmservices.gateway.keys import Caller, Keys
 from llmservices.gateway.measures import Measures
@@ -89,7 +89,7 @@ class Endpoint:
         except Exception:
             # One request that breaks an invariant must not end the streams of the others, as the
             # end of this process would.
-            structlog.get_logger().error("request_broke", route=self._route, exc_info=True)
+            logs.configure("gateway").error("request_broke", route=self._route, exc_info=True)
             return HttpError(500, "an invariant of the gateway broke; its log tells more")
 
 

@@ -3,13 +3,13 @@
 import asyncio
 from typing import Final
 
-import structlog
 from libllm.config import GatewayConfig, ProcessEnvironment
 from libllm.port import Port
 from libllm.service import Handlers, Service
 from llmproto.base import Message
 from llmproto.operation import Note
 
+from libllm import logs
 from llmservices.gateway.app import application
 from llmservices.gateway.bus import BusLlm
 from llmservices.gateway.keys import Keys
@@ -72,7 +72,7 @@ class GatewayService(Service):
             task.add_done_callback(_must_not_fail)
         if self._is_open_to_others:
             said = f"{self._address} can be reached from outside: API keys are required"
-            structlog.get_logger().warning("open_to_others", address=self._address)
+            logs.configure("gateway").warning("open_to_others", address=self._address)
             self._port.ask(Note(said), _heard)
 
     def address(self) -> str:
