@@ -15,7 +15,7 @@ from llmkernel.facts import AnyFact
 from llmkernel.journal import Journal
 from llmkernel.state import State
 
-BEGIN_BYTES: Final = 32 << 20
+BEGIN_BYTES: Final = 12 << 20
 """A journal below this is left alone: it replays in well under a second."""
 SLICE_FACTS: Final = 64
 SLICE_BYTES: Final = 256 << 10
