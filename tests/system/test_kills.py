@@ -75,6 +75,7 @@ async def test_hundred_random_kills(gated: System, twins: Twins) -> None:
     await campaign(gated, twins, kills=100, seed=8, tokens=160)
 
 
+@pytest.mark.long
 async def test_kills_while_blocks_run_out(booted: Boot, twins: Twins) -> None:
     """A cache for a third of the load: threads are given back, and nothing else is different."""
     system = await asyncio.to_thread(booted, TIGHT)

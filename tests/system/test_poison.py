@@ -101,7 +101,7 @@ async def test_a_pair_that_kills_together(rigged: System, twins: Twins, innocent
 
 async def kill_innocents(system: System, twins: Twins, kills: int) -> None:
     """Kill the executor again and again, each time in the middle of a step of the same threads."""
-    asks = load(8, 200)
+    asks = load(4, 160)
     struck = 0
     async with system.client() as client:
         wanted = await twins.of(client, asks)
