@@ -10,7 +10,7 @@ import typer
 from llmproto.errors import ErrorKind, RemoteError
 from typer.core import TyperGroup
 
-from libllm.cli import act, demo, keys, logs, look, power, run, shelf
+from libllm.cli import act, bench, demo, keys, logs, look, power, run, shelf
 from libllm.cli.output import refuse
 from libllm.version import __version__
 
@@ -80,4 +80,5 @@ COMMANDS: Sequence[Callable[..., None]] = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.command(context_settings={"ignore_unknown_options": True})(bench.bench)
 app.add_typer(keys.app, name="keys")

@@ -30,6 +30,7 @@ COMMANDS = [
     "stop",
     "cont",
     "nice",
+    "bench",
     "keys",
 ]
 

@@ -1,0 +1,55 @@
+"""`llmos bench`: hands over to the program that measures."""
+
+import os
+import sys
+from enum import StrEnum
+from typing import Annotated, Final
+
+import typer
+
+
+class What(StrEnum):
+    """What can be measured."""
+
+    BOOT = "boot"
+    CPU = "cpu"
+    RECOVERY = "recovery"
+    OVERHEAD = "overhead"
+    KERNEL = "kernel"
+    CORE = "core"
+    SHAPE = "shape"
+
+
+PROGRAMS: Final = {
+    What.BOOT: ("libllm.bench", "boot"),
+    What.CPU: ("libllm.bench", "cpu"),
+    What.RECOVERY: ("libllm.bench", "recovery"),
+    What.OVERHEAD: ("libllm.bench", "overhead"),
+    What.KERNEL: ("llmkernel.bench",),
+    What.CORE: ("llmservices.executor.bench",),
+    What.SHAPE: ("llmservices.models.shapes",),
+}
+
+
+def program(what: What, arguments: list[str]) -> list[str]:
+    """The command line that measures it."""
+    module, *first = PROGRAMS[what]
+    return [sys.executable, "-P", "-m", module, *first, *arguments]
+
+
+def bench(
+    what: Annotated[
+        What,
+        typer.Argument(
+            help="boot: boot, rest, memory. cpu: processor time a token. recovery: SIGKILL to the "
+            "next token. overhead: a system against its engine alone (--folder). kernel: the "
+            "kernel's core. core: the engine. shape NAME FOLDER: a random-weight model."
+        ),
+    ],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="Passed on; --help after -- tells which there are.")
+    ] = None,
+) -> None:
+    """Measure this machine; prints JSON."""
+    command = program(what, arguments or [])
+    os.execv(command[0], command)
