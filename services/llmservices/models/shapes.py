@@ -102,15 +102,21 @@ def tokenizer(vocab: int) -> dict[str, object]:
     letters = _byte_letters()
     tokens = {letter: number for number, letter in enumerate(letters)}
     tokens |= {f"Ġw{number}": number for number in range(len(letters), vocab)}
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [],
         "normalizer": None,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        "pre_tokenizer": byte_level,
         "post_processor": None,
-        "decoder": {"type": "ByteLevel"},
+        "decoder": byte_level,
         "model": {"type": "BPE", "vocab": tokens, "merges": []},
     }
 
