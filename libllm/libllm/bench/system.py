@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import statistics
@@ -69,8 +70,9 @@ async def generate(
 
 
 def prompt_of(tokens: int, salt: int) -> list[int]:
-    """Token ids that no earlier prompt begins with."""
-    return [(salt * 7919 + number * 104_729) % 256 for number in range(tokens)]
+    """Token ids that no prompt of another salt begins with: nothing of it is in a cache."""
+    chance = random.Random(salt)
+    return [chance.randrange(256) for _ in range(tokens)]
 
 
 # --- boot, idle, memory ---------------------------------------------------------------------------
