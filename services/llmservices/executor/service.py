@@ -1,6 +1,7 @@
 """The executor's messages: residencies in, proposals out; all computing is on the step thread."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -80,9 +81,8 @@ class Executor(Service):
         costs = StepCosts()
         self.welcomed()
         try:
-            engine = await asyncio.to_thread(
-                load_engine, self._settings, self.plan_hook(note), costs
-            )
+            hook = self.plan_hook(note)
+            engine = await in_a_thread(lambda: load_engine(self._settings, hook, costs))
         except RemoteError as error:
             detail = error.detail[: limits.DETAIL_BYTES_MAX]
             self._failure = LoadFailed(self._settings.model, error.kind, detail)
@@ -249,6 +249,36 @@ class Executor(Service):
     def _broke(self, error: BaseException) -> None:
         """The step thread is dead, and the process with it."""
         raise error
+
+
+async def in_a_thread(call: Callable[[], T]) -> T:
+    """What the call gives, from a thread that ends with it.
+
+    Not a pool's: OpenMP keeps a team of workers for every thread that has computed, and where they
+    are more than the cores, GCC's library lets none of them wait actively: steps of the step
+    thread would take a sixth longer for as long as the loading thread lives.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)  # type: ignore[arg-type]  # a value where there is no error
+
+    def run() -> None:
+        try:
+            value = call()
+        except BaseException as error:
+            loop.call_soon_threadsafe(settle, None, error)
+        else:
+            loop.call_soon_threadsafe(settle, value, None)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    return await future
 
 
 def stepped(rows: list[Proposal], blocks_free: int) -> Stepped:

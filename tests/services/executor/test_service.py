@@ -3,6 +3,7 @@ thread."""
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +33,7 @@ from llmproto.generation import Sampling
 from llmproto.metrics import Metrics
 from llmproto.threads import Committed
 from llmservices.executor.loader import Settings
-from llmservices.executor.service import Executor
+from llmservices.executor.service import Executor, in_a_thread
 
 M = TypeVar("M", bound=Message)
 PROMPT = [5, 7, 11]
@@ -302,3 +303,22 @@ async def test_measurements(desk: Desk) -> None:
     assert counters["llmos_executor_tokens_total"] >= 20
     (steps,) = report.histograms
     assert sum(steps.counts) >= 20
+
+
+async def test_what_loads_is_gone_when_the_steps_begin() -> None:
+    """A thread that has computed and lives on would slow down every step."""
+    inside: list[threading.Thread] = []
+
+    def load() -> str:
+        inside.append(threading.current_thread())
+        return "loaded"
+
+    def fail() -> str:
+        raise RemoteError(ErrorKind.INVALID, "no model")
+
+    assert await in_a_thread(load) == "loaded"
+    assert inside[0] is not threading.main_thread()
+    inside[0].join(10)
+    assert not inside[0].is_alive()
+    with pytest.raises(RemoteError, match="no model"):
+        await in_a_thread(fail)
