@@ -18,7 +18,7 @@ from libllm.service import Request
 from llmproto import limits, wire
 from llmproto.base import Header, Message
 from llmproto.connection import Beat, Working
-from llmproto.errors import ErrorKind
+from llmproto.errors import ErrorKind, RemoteError
 from llmproto.execution import (
     Drop,
     ExecutorReady,
