@@ -20,20 +20,28 @@ from llmservices.executor.core import Engine
 from llmservices.models.decoder import Decoder, Layer, Norm
 from llmservices.models.linear import Linear
 from llmservices.models.rope import Rope
+from llmservices.models.shapes import SHAPES
 from llmservices.models.spec import DecoderSpec
 
-# (hidden, layers, heads, key-value heads, head dimension, MLP width, vocabulary, rope base, biases)
-SHAPES = {
-    "qwen2-0.5b": (896, 24, 14, 2, 64, 4864, 151_936, 1e6, True),
-    "llama-1b": (2048, 16, 32, 8, 64, 8192, 128_256, 5e5, False),
-    "tiny": (192, 6, 6, 2, 32, 512, 2048, 1e4, False),
-}
 _BLOCK_TOKENS = 16
 
 
 def random_decoder(shape: str, dtype: torch.dtype, context_tokens: int) -> Decoder:
     """A decoder of a named shape with small random weights."""
-    hidden, layers, heads, kv_heads, dim, inner, vocab, base, biased = SHAPES[shape]
+    numbers = SHAPES[shape]
+    hidden, layers, heads, kv_heads = (
+        numbers.hidden,
+        numbers.layers,
+        numbers.heads,
+        numbers.kv_heads,
+    )
+    dim, inner, vocab, base = (
+        numbers.head_dim,
+        numbers.inner,
+        numbers.vocab,
+        numbers.rope_theta,
+    )
+    biased = numbers.qkv_bias
     generator = torch.Generator().manual_seed(0)
 
     def weight(*sizes: int) -> torch.Tensor:
