@@ -27,6 +27,7 @@ from llmkernel.remote import open_door
 from llmkernel.shell import Clock, Shell
 from llmkernel.standby import await_promotion
 from llmkernel.state import State
+from llmkernel.trace import Trace
 
 BEAT_S = 0.25
 """Replay beats so often, however long its records are."""
@@ -102,6 +103,9 @@ async def serve(
         logger=logger,
         wait_for_sync=config.kernel.sync == "always",
         compaction=Compaction(journal, state, journal_bytes_max=config.kernel.journal_bytes_max),
+        trace=(
+            Trace(home.run / f"trace-{state.epoch + 1}.bin", state) if config.kernel.trace else None
+        ),
     )
     synced.shell, synced.loop = shell, asyncio.get_running_loop()
     first = Restarted(

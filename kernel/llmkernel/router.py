@@ -191,7 +191,6 @@ class Router:
     def pass_on(self, session: Session, header: Header, body: tuple[bytes, ...]) -> None:
         """To one peer, or to a service."""
         t = self._t
-        t.requests_routed += 1
         if header.kind >= PLUGIN_KIND_FIRST and not self._in_scope(session, header):
             return
         if header.reply_to is not None:

@@ -61,7 +61,6 @@ class Tables:
         self.journal_bytes = 0
         self.halting = False
         self.tokens_committed = 0
-        self.requests_routed = 0
         self.dirty = False
         """Somebody may be placed now."""
         self.effects: list[Effect] = []

@@ -150,6 +150,9 @@ class KernelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The live journal; beyond it admissions answer EXHAUSTED."""
     listen: str | None = None
     """tcp://ADDRESS:PORT of this machine, for peers on others; absent: ipc alone."""
+    trace: bool = False
+    """Write every event with its time to run/trace-EPOCH.bin, for debugging. It holds all that was
+    said, prompts and keys too."""
 
     def __post_init__(self) -> None:
         """ValueError for an address that is none, or a wildcard."""
