@@ -8,7 +8,7 @@ from llmproto import limits
 from llmproto.base import Detail, Id16, Int53, Message, Name
 from llmproto.errors import ErrorKind
 from llmproto.generation import Sampling, Thread, Token, TokenScore
-from llmproto.threads import End, PackedTokens
+from llmproto.threads import End, Lengths, PackedTokens
 
 
 class ExecutorReady(Message, frozen=True):
@@ -50,6 +50,8 @@ class Run(Message, frozen=True, array_like=True):
     """Cache domain: prefixes are shared inside it only."""
     prompt_scores: bool = False
     """Log-probabilities of the prompt are still wanted (they go out with the first token)."""
+    lengths: Lengths = []
+    """Encoders: tokens of each input.  Answered by Vectors."""
 
 
 class Stepped(Message, frozen=True, array_like=True):

@@ -26,6 +26,8 @@ class Spec(msgspec.Struct, frozen=True):
     arguments: Annotated[list[str], Meta(max_length=64)] = []
     cores: Annotated[list[Int53], Meta(max_length=4096)] = []
     """CPU affinity; empty: inherited."""
+    nice: Annotated[int, Meta(ge=0, le=19)] = 0
+    """Scheduling priority of the operating system: 19 yields to everybody."""
 
 
 class Fork(Message, frozen=True):

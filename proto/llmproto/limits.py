@@ -37,6 +37,22 @@ CREDIT_TOKENS: Final = 256  # tokens a thread may run beyond what its client has
 # steps an executor may run beyond the watermark: hides one journal turn, bounds rework
 STEPS_AHEAD_MAX: Final = 8
 
+# --- jobs ---------------------------------------------------------------------------
+# inputs of one call: their vectors, at 4096 floats each, must fit one message
+ENCODE_INPUTS_MAX: Final = 32
+RECIPE_BYTES_MAX: Final = 262_144  # inline label lists and templates, never data
+JOB_PROCESSES_MAX: Final = 64  # ranks of one job on one machine: more than it has devices
+JOBS_MAX: Final = 1024  # living and remembered; an ended one is kept for JOB_KEPT_MS
+JOB_KEPT_MS: Final = 86_400_000  # people look next morning how the night's run ended
+# reports kept of one job beyond its checkpoint: they go out in one JobRun, 100 bytes each
+JOB_REPORTS_MAX: Final = 4096
+# a job that dies so often without a new checkpoint or a new step is given up
+JOB_DEATHS_MAX: Final = 5
+JOB_STOPPING_MS: Final = 60_000  # from JobPace(stop) to SIGTERM: a large checkpoint is written
+# a started on-demand service that nobody has asked for so long is stopped
+SERVICE_IDLE_MS: Final = 300_000
+DATA_PROBLEMS_MAX: Final = 20  # malformed rows that a report quotes
+
 # --- tables ---------------------------------------------------------------------------
 # connections of one kernel: file descriptors are 20,000 on a stock server
 SESSIONS_MAX: Final = 4096

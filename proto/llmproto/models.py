@@ -6,8 +6,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from llmproto.base import Id16, Int53, Message, Name, Path
+from llmproto.base import Detail, Id16, Int53, Message, Name, Path
 from llmproto.generation import Token
+from llmproto.versions import Digest
 
 
 class ModelAdd(Message, frozen=True):
@@ -44,6 +45,10 @@ class ModelEntry(msgspec.Struct, frozen=True):
     """It has a chat template."""
     created_s: Int53 = 0
     """Unix time of its registration, set by the kernel."""
+    task: Annotated[str, Meta(pattern="^(generate|embed|classify|regress)$")] = "generate"
+    """What its executors compute: tokens, or (encoders) vectors and scores."""
+    version: Digest | None = None
+    """Of the store's version that it is, where it is one."""
 
 
 class ModelRegister(Message, frozen=True):
@@ -114,3 +119,64 @@ class ModelLoad(Message, frozen=True):
 
     name: Name | None = None
     """Absent: the default model."""
+
+
+class ModelDeploy(Message, frozen=True):
+    """Store -> kernel, once the entry `model` is in the table: the name serves this from now on.
+    Answered by Done when that is journaled, or Failed(INVALID | EXHAUSTED).
+
+    New threads run on the new entry as soon as one of its replicas is ready (or, where there is no
+    room for both, at once, waiting for it); threads that run go on where they are.  An entry that
+    cannot be loaded is taken back: the name serves the previous one, and the row says why.
+    """
+
+    name: Name
+    model: Name
+    """`name@digest`."""
+    replicas: Annotated[int, Meta(ge=1, le=64)] = 1
+    device: Name | None = None
+
+
+class ModelUndeploy(Message, frozen=True):
+    """Operator -> kernel: the name serves nothing any more; living threads go on to their end.
+    Answered by Done, or Failed(INVALID)."""
+
+    name: Name
+
+
+class DeploymentState(enum.StrEnum):
+    """Where a deployment stands."""
+
+    ROLLING = "rolling"
+    """The wanted entry is on its way."""
+    LIVE = "live"
+    FAILED = "failed"
+    """The wanted entry could not be loaded; the previous one serves."""
+
+
+class DeploymentRow(msgspec.Struct, frozen=True):
+    """Desired state of one name, and where it stands."""
+
+    name: Name
+    state: DeploymentState
+    model: Name
+    """What is wanted."""
+    serving: Name | None
+    """What new threads get now."""
+    previous: Name | None
+    """What was wanted before: where a rollback goes."""
+    replicas: Int53
+    replicas_ready: Int53
+    device: Name | None = None
+    detail: Detail = ""
+    changed_s: Int53 = 0
+
+
+class DeploymentsAsk(Message, frozen=True):
+    """Anyone -> kernel.  Answered by Deployments."""
+
+
+class Deployments(Message, frozen=True):
+    """Kernel -> requester, answers DeploymentsAsk."""
+
+    rows: list[DeploymentRow]

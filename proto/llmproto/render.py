@@ -24,17 +24,22 @@ from msgspec import inspect as types
 from llmproto import (
     base,
     connection,
+    data,
+    encoding,
     errors,
     execution,
     generation,
     init,
+    jobs,
     limits,
     metrics,
     models,
     operation,
+    recipes,
     rights,
     tenants,
     threads,
+    versions,
 )
 from llmproto.base import Header, Message
 from llmproto.kinds import KIND_OF, KINDS
@@ -50,6 +55,10 @@ CONVERSATIONS: Final[dict[int, ModuleType]] = {
     0x06: tenants,
     0x07: metrics,
     0x08: init,
+    0x09: jobs,
+    0x0A: versions,
+    0x0B: encoding,
+    0x0C: data,
 }
 _INT53: Final = (1 << 53) - 1
 _UNITS: Final = {"ms": "ms", "ns": "ns", "s": "s", "bytes": "bytes", "tokens": "tokens"}
@@ -292,6 +301,16 @@ def conversation(number: int, module: ModuleType) -> Iterator[str]:
         yield fields_table(struct, prose)
 
 
+def recipes_chapter() -> Iterator[str]:
+    """What a job is asked to do: records that messages carry, and tables of a TOML file."""
+    prose = prose_of(recipes)
+    yield f"{prose.module}\n"
+    for name in prose.order:
+        if name in prose.classes and name != recipes.Part.__name__:
+            yield f"{heading(vars(recipes)[name])}\n\n{prose.classes[name]}\n"
+            yield fields_table(vars(recipes)[name], prose)
+
+
 def limits_table() -> Iterator[str]:
     """Every limit with its reason: the comment behind it, or the comment lines above it."""
     heads = ["| limit | value | reason |", "|---|---|---|"]
@@ -367,10 +386,12 @@ def protocol_text() -> str:
     parts = [re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], introduction)]
     for number, module in CONVERSATIONS.items():
         parts.extend(conversation(number, module))
-    parts.append("## 12. Roles and rights\n")
+    parts.append("## 12. Recipes\n")
+    parts.extend(recipes_chapter())
+    parts.append("## 13. Roles and rights\n")
     parts.append(roles_table())
     parts.append(enum_chapter(rights.Right, prose_of(rights)))
-    parts.append("## 13. Limits\n")
+    parts.append("## 14. Limits\n")
     parts.extend(limits_table())
     return "\n".join(parts)
 

@@ -7,7 +7,20 @@ Deny by default: a kind that is not listed is refused to everybody.  Rights belo
 import enum
 from typing import Final
 
-from llmproto import connection, execution, generation, metrics, models, operation, tenants, threads
+from llmproto import (
+    connection,
+    data,
+    encoding,
+    execution,
+    generation,
+    jobs,
+    metrics,
+    models,
+    operation,
+    tenants,
+    threads,
+    versions,
+)
 from llmproto.base import Message
 
 
@@ -26,6 +39,10 @@ class Right(enum.StrEnum):
     """Present API keys and act for their tenants."""
     SERVE = "serve"
     """Answer requests, report metrics and state."""
+    WORK = "work"
+    """Carry out a job: ask data and store on its behalf, report its steps."""
+    KEEP = "keep"
+    """Answer for versions, deploy them."""
 
 
 ROLES: Final[dict[str, frozenset[Right]]] = {
@@ -35,6 +52,10 @@ ROLES: Final[dict[str, frozenset[Right]]] = {
     "tokenizer": frozenset({Right.SINK, Right.SERVE}),
     "executor": frozenset({Right.EXECUTE, Right.SERVE}),
     "monitor": frozenset({Right.SERVE}),
+    "store": frozenset({Right.SERVE, Right.KEEP, Right.OPERATE}),
+    "data": frozenset({Right.SERVE}),
+    "trainer": frozenset({Right.SERVE, Right.WORK}),
+    "evaluator": frozenset({Right.SERVE, Right.WORK, Right.USE}),
 }
 """Rights of each role; any other role is a plug-in service."""
 
@@ -42,6 +63,9 @@ PLUGIN_RIGHTS: Final = frozenset({Right.USE, Right.SERVE})
 
 _EVERYBODY: Final = frozenset(Right)
 _USERS: Final = frozenset({Right.USE, Right.OPERATE})
+_WORKERS: Final = frozenset({Right.WORK, Right.OPERATE})
+_KEEPERS: Final = frozenset({Right.KEEP})
+_SERVERS: Final = frozenset({Right.SERVE})
 
 KIND_RIGHTS: Final[dict[type[Message], frozenset[Right]]] = {
     connection.Failed: _EVERYBODY,
@@ -78,6 +102,9 @@ KIND_RIGHTS: Final[dict[type[Message], frozenset[Right]]] = {
     models.ModelsAsk: _EVERYBODY,
     models.ModelRemove: frozenset({Right.OPERATE}),
     models.ModelLoad: _USERS,
+    models.ModelDeploy: _KEEPERS,
+    models.ModelUndeploy: frozenset({Right.OPERATE}),
+    models.DeploymentsAsk: _EVERYBODY,
     operation.ProcessesAsk: _EVERYBODY,
     operation.ThreadsAsk: _EVERYBODY,
     operation.StatusAsk: _EVERYBODY,
@@ -92,6 +119,43 @@ KIND_RIGHTS: Final[dict[type[Message], frozenset[Right]]] = {
     metrics.Metrics: frozenset({Right.SERVE}),
     metrics.MetricsAsk: _EVERYBODY,
     metrics.MetricsText: frozenset({Right.SERVE}),
+    jobs.JobSpawn: frozenset({Right.OPERATE}),
+    jobs.StepsDone: frozenset({Right.WORK}),
+    jobs.CheckpointCommitted: frozenset({Right.WORK}),
+    jobs.JobEnded: frozenset({Right.WORK}),
+    jobs.JobStopped: frozenset({Right.WORK}),
+    jobs.JobAsk: _EVERYBODY,
+    jobs.JobsAsk: _EVERYBODY,
+    versions.Save: _WORKERS,
+    versions.Saved: _KEEPERS,
+    versions.Import: _WORKERS,
+    versions.Export: frozenset({Right.OPERATE}),
+    versions.VersionAsk: _EVERYBODY,
+    versions.VersionFound: _KEEPERS,
+    versions.VersionsAsk: _EVERYBODY,
+    versions.Versions: _KEEPERS,
+    versions.TagSet: _WORKERS,
+    versions.TagRemove: frozenset({Right.OPERATE}),
+    versions.VersionRemove: frozenset({Right.OPERATE}),
+    versions.Verify: frozenset({Right.OPERATE}),
+    versions.Verified: _KEEPERS,
+    versions.Collect: frozenset({Right.OPERATE}),
+    versions.Collected: _KEEPERS,
+    versions.MetricsRecord: _WORKERS,
+    versions.Deploy: _WORKERS,
+    versions.Deploying: _KEEPERS,
+    versions.Rollback: frozenset({Right.OPERATE}),
+    encoding.Encode: _USERS,
+    encoding.Encoded: frozenset({Right.SINK}),
+    encoding.Vectors: frozenset({Right.EXECUTE}),
+    data.Prepare: _WORKERS,
+    data.Prepared: _SERVERS,
+    data.SegmentAsk: _WORKERS,
+    data.Segment: _SERVERS,
+    data.DataClean: frozenset({Right.OPERATE}),
+    data.DataAugment: frozenset({Right.OPERATE}),
+    data.DataInspect: frozenset({Right.OPERATE}),
+    data.DataReport: _SERVERS,
 }
 """A sender needs one of these.  What only the kernel sends stands nowhere here."""
 
@@ -103,6 +167,8 @@ ROUTE_RIGHTS: Final[dict[tuple[str, str], Right | None]] = {
     ("GET", "/v1/models/{model}"): Right.USE,
     ("POST", "/v1/completions"): Right.USE,
     ("POST", "/v1/chat/completions"): Right.USE,
+    ("POST", "/v1/embeddings"): Right.USE,
+    ("POST", "/v1/classify"): Right.USE,
     ("GET", "/v1/streams/{stream}"): Right.USE,
     ("DELETE", "/v1/streams/{stream}"): Right.USE,
 }

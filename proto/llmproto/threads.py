@@ -13,6 +13,11 @@ PackedTokens = Annotated[bytes, Meta(max_length=4 * limits.CONTEXT_TOKENS_MAX)]
 """Token ids as little-endian uint32, one after another: a context is copied and journaled
 without being read."""
 
+Lengths = Annotated[
+    list[Annotated[int, Meta(ge=1, le=limits.CONTEXT_TOKENS_MAX)]],
+    Meta(max_length=limits.ENCODE_INPUTS_MAX),
+]
+
 END_NONE = 0
 END_STOP = 1
 """An end-of-sequence or stop token, or a stop string."""
@@ -43,6 +48,9 @@ class ThreadSpawn(Message, frozen=True):
     priority: Annotated[int, Meta(ge=-8, le=7)] = 0
     deadline_ms: Milliseconds | None = None
     resumable: bool = False
+    lengths: Lengths = []
+    """Encoders: tokens of each input of this call; they add up to `tokens`, and
+    `output_tokens_max` is 0."""
 
 
 class ThreadSpawned(Message, frozen=True):

@@ -50,6 +50,6 @@ def test_only_the_hot_kinds_are_arrays(message: type[Message]) -> None:
     assert not config.forbid_unknown_fields
 
 
-def test_init_messages_are_the_last_conversation() -> None:
+def test_init_has_a_conversation_of_its_own() -> None:
     union = set(get_args(init.InitMessage))
     assert union == {KINDS[kind] for kind in KINDS if kind >> 8 == 0x08}

@@ -67,7 +67,8 @@ def values(kind: types.Type) -> st.SearchStrategy[object]:
         case types.BytesType():
             return st.binary(min_size=kind.min_length or 0, max_size=min(kind.max_length or 12, 32))
         case types.ListType():
-            return st.lists(values(kind.item_type), max_size=ITEMS_MAX)
+            least = kind.min_length or 0
+            return st.lists(values(kind.item_type), min_size=least, max_size=least + ITEMS_MAX)
         case types.DictType():
             return st.dictionaries(values(kind.key_type), values(kind.value_type), max_size=2)
         case types.LiteralType():

@@ -7,6 +7,7 @@ differently, needs the next version. Two bodies for each kind, as hexadecimal in
 """
 
 import json
+import re
 import sys
 import zlib
 from pathlib import Path
@@ -28,7 +29,7 @@ def picked(kind: types.Type, path: str) -> object:
         case types.UnionType():
             return picked(next(one for one in kind.types if one != types.NoneType()), path)
         case types.BoolType():
-            return True
+            return path.count("'") % 2 == 0
         case types.IntType():
             low = kind.ge if kind.ge is not None else 0
             high = kind.le if kind.le is not None else (kind.lt or 1 << 16) - 1
@@ -40,7 +41,7 @@ def picked(kind: types.Type, path: str) -> object:
         case types.StrType(pattern=None):
             return (path.rsplit(".", 1)[-1] + " ü")[: kind.max_length]
         case types.StrType():
-            return "length"
+            return one_of(kind.pattern or "", path)
         case types.BytesType():
             length = kind.min_length or min(kind.max_length or 8, 8)
             return (number.to_bytes(4, "big") * 8)[:length].ljust(length, b"\x01")
@@ -49,13 +50,20 @@ def picked(kind: types.Type, path: str) -> object:
         case types.DictType():
             return {"label": picked(kind.value_type, f"{path}.label")}
         case types.LiteralType():
-            return kind.values[-1]
+            return kind.values[-1 - path.count("'") % len(kind.values)]
         case types.EnumType():
-            return list(kind.cls)[-1].value
+            return list(kind.cls)[-1 - path.count("'") % len(kind.cls)].value
         case types.StructType():
             return fields(kind, path, least=False)
         case _:
             raise TypeError(f"no value for {kind} at {path}")
+
+
+def one_of(pattern: str, path: str) -> str:
+    """An alternative of `^(one|other)$`, else a word that every other pattern of ours takes."""
+    match = re.fullmatch(r"\^\(([^()]*)\)\$", pattern)
+    words = match[1].split("|") if match else ["word"]
+    return words[-1 - path.count("'") % len(words)]
 
 
 def fields(kind: types.StructType, path: str, *, least: bool) -> object:
