@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from llmproto import limits
 from llmproto.base import Detail, Int53, Message, Path
-from llmproto.recipes import AugmentOptions, CleanOptions, DataRecipe
+from llmproto.recipes import AugmentOptions, CleanOptions, DataRecipe, TokenizerRecipe
 
 PlanDigest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
@@ -69,14 +69,47 @@ class SegmentAsk(Message, frozen=True):
 
 class Segment(Message, frozen=True):
     """`data` -> rank, answers SegmentAsk: an Arrow IPC file.  One record batch is one training
-    batch, one row one sequence: `ids` (list<int32>), `labels` (list<int32>, -100 where nothing is
-    predicted; for a classifier one id), `value` (float32, regression only), `lengths`
-    (list<int32>: the documents of a packed row, in order; attention does not cross them)."""
+    batch, one row one sequence (`llmservices.texts.segments` reads it).  Columns:
+
+    - `ids` (list<int32>): the tokens, at most `context_tokens`.
+    - `labels` (list<int32>).  Task generate: as long as `ids`; labels[j] is the token that the
+      model is to predict from ids[0..j], which is the one that follows, or -100 where nothing is
+      learned: already shifted, so a loss takes logits and labels as they stand.  Task classify:
+      one id.  Task regress: empty.
+    - `lengths` (list<int32>): the documents of the row, in order; attention does not cross them.
+      They add up to the row.
+    - `types` (list<int32>): token types, only where the rows are pairs of texts and the tokenizer
+      tells them apart.
+    - `value` (float32): only with task regress.
+    """
 
     path: Path
     digest: PlanDigest
     """BLAKE3 of the file."""
     bytes: Int53
+
+
+class TokenizerMake(Message, frozen=True):
+    """Trainer or operator -> `data`: make a tokenizer of the training data, or of a folder.
+    Answered by TokenizerMade, or Failed.  The same question gives the same files."""
+
+    data: DataRecipe
+    tokenizer: TokenizerRecipe
+    output: Path
+    """Folder that gets tokenizer.json, tokenizer_config.json and, if there is one,
+    chat_template.jinja; each is replaced at once, whole."""
+
+
+class TokenizerMade(Message, frozen=True):
+    """`data` -> requester, answers TokenizerMake."""
+
+    path: Path
+    """The folder."""
+    vocabulary: Int53
+    """Tokens: ids are below it."""
+    bos: Int53 | None = None
+    end: Int53 | None = None
+    """What stands after every document."""
 
 
 class DataClean(Message, frozen=True):

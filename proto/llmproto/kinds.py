@@ -146,6 +146,8 @@ KINDS: Final[dict[int, type[Message]]] = {
     0x0C06: data.DataAugment,
     0x0C07: data.DataInspect,
     0x0C08: data.DataReport,
+    0x0C09: data.TokenizerMake,
+    0x0C0A: data.TokenizerMade,
 }
 
 KIND_OF: Final[dict[type[Message], int]] = {message: kind for kind, message in KINDS.items()}

@@ -156,6 +156,8 @@ KIND_RIGHTS: Final[dict[type[Message], frozenset[Right]]] = {
     data.DataAugment: frozenset({Right.OPERATE}),
     data.DataInspect: frozenset({Right.OPERATE}),
     data.DataReport: _SERVERS,
+    data.TokenizerMake: _WORKERS,
+    data.TokenizerMade: _SERVERS,
 }
 """A sender needs one of these.  What only the kernel sends stands nowhere here."""
 

@@ -12,14 +12,14 @@ import msgspec
 from llmproto import limits
 from llmproto.errors import invalid
 
-from llmservices.tokenizer import weights
-from llmservices.tokenizer.tokenizer_config import (
+from llmservices.texts.tokenizer_config import (
     CHAT_TEMPLATE,
     SPECIAL_TOKENS,
     TOKENIZER_CONFIG,
     decode_file,
     read_tokenizer_config,
 )
+from llmservices.tokenizer import weights
 
 CONFIG: Final = "config.json"
 GENERATION_CONFIG: Final = "generation_config.json"

@@ -13,6 +13,9 @@ import tokenizers
 from llmproto import limits
 from llmproto.errors import invalid
 
+from llmservices.texts.added_tokens import add_tokens
+from llmservices.texts.templates import ChatTemplate
+from llmservices.texts.tokenizer_config import TokenizerConfig, read_tokenizer_config
 from llmservices.tokenizer import pieces
 from llmservices.tokenizer.folder import (
     TOKENIZER,
@@ -21,8 +24,6 @@ from llmservices.tokenizer.folder import (
     read_small,
     tokenizer_digest,
 )
-from llmservices.tokenizer.templates import ChatTemplate
-from llmservices.tokenizer.tokenizer_config import TokenizerConfig, read_tokenizer_config
 
 VOCABULARIES_MAX: Final = 8  # a large one takes some 100 MB
 LONG_CHARACTERS: Final = 2048
@@ -36,7 +37,7 @@ class Vocabulary:
     def __init__(
         self, tokenizer: tokenizers.Tokenizer, config: TokenizerConfig, *, digest: bytes
     ) -> None:
-        _add_tokens(tokenizer, config)
+        add_tokens(tokenizer, config)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.digest = digest
@@ -151,32 +152,6 @@ def load_vocabulary(folder: Path) -> Vocabulary:
         raise invalid(f"{folder / TOKENIZER}: is broken ({error}); fetch it again") from error
     config = read_tokenizer_config(folder, small)
     return Vocabulary(tokenizer, config, digest=tokenizer_digest(small))
-
-
-def _add_tokens(tokenizer: tokenizers.Tokenizer, config: TokenizerConfig) -> None:
-    """Tokens that tokenizer_config.json knows and tokenizer.json does not, in the order of their
-    ids.
-    """
-    known = tokenizer.get_added_tokens_decoder()
-    for id_, token in sorted(config.added.items()):
-        if id_ not in known:
-            made = tokenizers.AddedToken(
-                token.content,
-                single_word=token.single_word,
-                lstrip=token.lstrip,
-                rstrip=token.rstrip,
-                normalized=token.normalized,
-                special=token.special or token.content in config.special,
-            )
-            tokenizer.add_tokens([made])
-    added = tokenizer.get_added_tokens_decoder().values()
-    declared = {token.content for token in added}
-    special = {token.content for token in added if token.special}
-    missing = [content for content in config.special if content not in special]
-    missing += [content for content in config.extra if content not in declared]
-    tokenizer.add_special_tokens(
-        [tokenizers.AddedToken(content, special=True, normalized=False) for content in missing]
-    )
 
 
 def _contents(tokenizer: tokenizers.Tokenizer) -> list[str | None]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from llmservices.texts.tokenizer_config import TokenizerConfig
 from llmservices.tokenizer.pieces import byte_alphabet
-from llmservices.tokenizer.tokenizer_config import TokenizerConfig
 from llmservices.tokenizer.vocabulary import Vocabulary
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 

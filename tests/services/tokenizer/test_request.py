@@ -7,9 +7,9 @@ import pytest
 import tokenizers
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.generation import ChatMessage, Generate, Sampling
+from llmservices.texts.tokenizer_config import TokenizerConfig
 from llmservices.tokenizer.folder import ModelFolder
 from llmservices.tokenizer.request import Prepared, content_digest, encode_prompt, prepare
-from llmservices.tokenizer.tokenizer_config import TokenizerConfig
 from llmservices.tokenizer.vocabulary import Vocabulary
 
 NOW = datetime(2026, 1, 2)

@@ -19,7 +19,7 @@ from jinja2.visitor import NodeTransformer
 from llmproto.errors import invalid
 from llmproto.generation import ChatMessage
 
-from llmservices.tokenizer import bounds
+from llmservices.texts import bounds
 
 STEPS_MAX: Final = 1_000_000  # turns of loops and calls of macros in one rendering: about a second
 MACRO_STEPS: Final = 16  # what a call of a macro costs against a turn of a loop

@@ -8,7 +8,7 @@ import pytest
 import transformers
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.generation import ChatMessage
-from llmservices.tokenizer.templates import ChatTemplate
+from llmservices.texts.templates import ChatTemplate
 from llmservices.tokenizer.vocabulary import load_vocabulary
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
