@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from llmproto import limits
 from llmproto.base import Header, Message
 from llmproto.connection import Goodbye
@@ -495,15 +496,4 @@ class Calls:
 
 
 def _created(model: ModelEntry, created_s: int) -> ModelEntry:
-    return ModelEntry(
-        name=model.name,
-        path=model.path,
-        digest=model.digest,
-        architecture=model.architecture,
-        context_tokens=model.context_tokens,
-        vocabulary=model.vocabulary,
-        weight_bytes=model.weight_bytes,
-        end_tokens=model.end_tokens,
-        chat=model.chat,
-        created_s=created_s,
-    )
+    return msgspec.structs.replace(model, created_s=created_s)

@@ -11,6 +11,7 @@ from typing import assert_never
 from llmproto import limits, wire
 from llmproto.base import Header, Message
 from llmproto.connection import Beat, Failed, Goodbye, Hello, Working
+from llmproto.encoding import Vectors
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.execution import ExecutorReady, GaveBack, LoadFailed, Refused, Stepped
 from llmproto.kinds import KIND_OF
@@ -21,6 +22,7 @@ from llmproto.threads import END_CANCEL, END_ERROR, SinkAcked, SinkDrop, ThreadE
 from llmkernel.calls import Asker, Calls
 from llmkernel.commits import Commits
 from llmkernel.dispatch import Dispatch
+from llmkernel.encodings import Encodings
 from llmkernel.events import (
     Arrived,
     ChildExited,
@@ -62,6 +64,7 @@ class Kernel:
         self._supervision = Supervision(t)
         self._lifecycle = Lifecycle(t, self._supervision)
         self._commits = Commits(t, self._lifecycle)
+        self._encodings = Encodings(t, self._lifecycle)
         self._dispatch = Dispatch(t, self._lifecycle, self._supervision)
         self._router = Router(t, self._supervision)
         self._calls = Calls(t, self._lifecycle, self._supervision)
@@ -176,7 +179,7 @@ class Kernel:
         if not self._router.allowed(session, header):
             return
         if header.peer is None and header.target == "kernel" and header.reply_to is None:
-            self._asked(session, header, event.frames[1])
+            self._asked(session, header, event.frames)
         else:
             self._router.pass_on(session, header, event.frames[1:])
 
@@ -201,7 +204,7 @@ class Kernel:
     def _process(self, session: Session) -> Process | None:
         return self.tables.processes.by_name.get(session.process or "")
 
-    def _asked(self, session: Session, header: Header, frame: bytes) -> None:
+    def _asked(self, session: Session, header: Header, frames: tuple[bytes, ...]) -> None:
         """The kernel itself is meant."""
         t = self.tables
         reason = t.refused.get(header.id)
@@ -209,7 +212,10 @@ class Kernel:
             t.fail(session, header.id, ErrorKind.INTERNAL, reason)
             return
         try:
-            message = wire.decode_body(header.kind, frame)
+            message = wire.decode_body(header.kind, frames[1])
+            if isinstance(message, Vectors):
+                self._vectors(session, header, message, frames[1:])
+                return
             call = self._calls.table.get(type(message))
             if call is None:
                 self._told(session, header, message)
@@ -259,6 +265,14 @@ class Kernel:
             case _:
                 detail = f"{type(message).__name__} is not for the kernel: name a service as target"
                 raise RemoteError(ErrorKind.INVALID, detail)
+
+    def _vectors(
+        self, session: Session, header: Header, vectors: Vectors, body: tuple[bytes, ...]
+    ) -> None:
+        """An encoder has computed threads; the blob behind the message is passed on unread."""
+        process = self._process(session)
+        if process is not None and process.ready_info is not None:
+            self._encodings.vectors(session, process, header, vectors, body)
 
     def _goodbye(self, session: Session) -> None:
         """An orderly leave: what nobody asked to keep is cancelled."""

@@ -150,6 +150,8 @@ class Dispatch:
                 priority=thread.priority,
                 domain=self._domain(thread),
                 prompt_scores=thread.sampling.prompt_logprobs and thread.prompt_scores is None,
+                lengths=thread.lengths,
+                pair_at=thread.pair_at,
             ),
         )
 

@@ -60,6 +60,9 @@ class ThreadAdmitted(Fact, frozen=True, tag=2):
     error: ErrorKind | None = None
     detail: str = ""
     ended_ns: int = 0
+    lengths: list[int] = []
+    """Encoders: tokens of each input."""
+    pair_at: list[int] = []
 
 
 class TokensCommitted(Fact, frozen=True, tag=3):

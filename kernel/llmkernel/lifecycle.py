@@ -20,6 +20,7 @@ from llmproto.threads import (
 )
 from llmproto.wire import unpack_tokens
 
+from llmkernel.admission import check_lengths, check_task
 from llmkernel.facts import KeySpent, ThreadAdmitted, ThreadChanged, ThreadEnded, ThreadsForgotten
 from llmkernel.placement import NoRoom
 from llmkernel.sessions import Request, Session
@@ -61,7 +62,9 @@ class Lifecycle:
             self._again(sink, header, spawn, existing, request)
             return
         spent = t.state.spent.get((request.tenant, spawn.key, spawn.index))
-        if spent is not None:
+        # Of an encoder's thread nothing is kept: who asks again has lost it, and it is computed
+        # again.
+        if spent is not None and not (spawn.lengths and spawn.digest == spent.digest):
             self._spent(sink, header, spawn, spent)
             return
         try:
@@ -85,6 +88,10 @@ class Lifecycle:
         if spawn.digest != thread.digest:
             detail = f"request key {spawn.key.hex()} was used for another request"
             t.fail(sink, header.id, ErrorKind.INVALID, detail)
+            return
+        if thread.lengths and thread.end:
+            self.forget([thread])  # it failed, and that is all there is to say of it
+            t.fail(sink, header.id, thread.error or ErrorKind.INTERNAL, thread.detail)
             return
         if thread.session != request.requester.id:
             self.adopt(thread, request.requester.id)
@@ -118,13 +125,16 @@ class Lifecycle:
                 ErrorKind.INVALID,
                 f"a prompt is at least one token of 4 bytes, this one {len(spawn.tokens)} bytes",
             )
+        check_task(spawn, model)
         self._check_tokens(spawn, model)
         asked = prompt_tokens + spawn.output_tokens_max
         context = model.context_tokens
         for executor in t.processes.executors_of(spawn.model):
             if executor.ready_info is not None:
                 context = min(context, executor.ready_info.context_tokens)
-        if asked > context:
+        if spawn.lengths:
+            check_lengths(spawn, context)
+        elif asked > context:
             raise RemoteError(
                 ErrorKind.INVALID,
                 f"prompt of {prompt_tokens} + output of {spawn.output_tokens_max} tokens = "
@@ -205,6 +215,8 @@ class Lifecycle:
             deadline_ns=None if spawn.deadline_ms is None else t.now_ns + spawn.deadline_ms * MS,
             resumable=spawn.resumable,
             admitted_ns=t.now_ns,
+            lengths=spawn.lengths,
+            pair_at=spawn.pair_at,
         )
         t.record(fact)
         thread = t.state.threads.by_id[fact.thread]
@@ -395,7 +407,10 @@ class Lifecycle:
     # --- sinks ------------------------------------------------------------------------------------
 
     def open_at_sink(self, thread: Thread, sink: Session) -> None:
-        """Give a sink all that it needs to make the thread's text."""
+        """Give a sink all that it needs to make the thread's text.  Of an encoder's thread only
+        its end says something: its vectors come when they are computed."""
+        if thread.lengths and not thread.end:
+            return
         thread.sink_ns = self._t.now_ns
         self._t.send(
             sink,

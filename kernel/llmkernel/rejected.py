@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 from llmproto import wire
+from llmproto.encoding import Vectors
 from llmproto.errors import RemoteError
 from llmproto.execution import Stepped
 from llmproto.kinds import KIND_OF
@@ -43,8 +44,8 @@ def _describe(tables: Tables, event: Event) -> Rejected | None:
         return None
     session = tables.sessions.by_peer.get(event.peer)
     threads: tuple[bytes, ...] = ()
-    if header.kind == KIND_OF[Stepped]:
-        threads = _threads(event.frames[1])
+    if header.kind in (KIND_OF[Stepped], KIND_OF[Vectors]):
+        threads = _threads(header.kind, event.frames[1])
     return Rejected(
         message=header.id,
         process=(session.process or "") if session is not None else "",
@@ -53,13 +54,13 @@ def _describe(tables: Tables, event: Event) -> Rejected | None:
     )
 
 
-def _threads(stepped: bytes) -> tuple[bytes, ...]:
+def _threads(kind: int, body: bytes) -> tuple[bytes, ...]:
     try:
-        step = wire.decode_body(KIND_OF[Stepped], stepped)
+        said = wire.decode_body(kind, body)
     except RemoteError:
         return ()
-    assert isinstance(step, Stepped)
-    return tuple(step.threads)
+    assert isinstance(said, Stepped | Vectors)
+    return tuple(said.threads)
 
 
 def read_rejected(folder: Path, *, forget_processes: bool) -> tuple[Rejected, ...]:

@@ -37,9 +37,11 @@ class Thread:
         "index",
         "key",
         "length_max",
+        "lengths",
         "lingering_ns",
         "model",
         "output_tokens_max",
+        "pair_at",
         "priority",
         "process",
         "prompt_scores",
@@ -87,6 +89,9 @@ class Thread:
         )
         self.prompt_scores = fact.prompt_scores
         self.suspended = fact.suspended
+        self.lengths = fact.lengths
+        """Of an encoder's thread: tokens of each of its inputs; else empty."""
+        self.pair_at = fact.pair_at
         self.end = fact.end
         self.error: ErrorKind | None = fact.error
         self.detail = fact.detail
@@ -136,6 +141,8 @@ class Thread:
             error=self.error,
             detail=self.detail,
             ended_ns=self.ended_ns,
+            lengths=self.lengths,
+            pair_at=self.pair_at,
         )
 
     @property
@@ -223,4 +230,5 @@ class ThreadTable:
             assert running == (thread.residency is not None) == (thread.process is not None)
             assert (thread.state is ThreadState.ENDED) == bool(thread.end)
             assert thread.acked <= thread.position
+            assert not thread.lengths or sum(thread.lengths) == len(thread.tokens)
         assert held == self.tokens_held

@@ -65,6 +65,7 @@ class Encoded(Message, frozen=True):
 class Vectors(Message, frozen=True):
     """Executor -> kernel, with one blob, when threads with `lengths` are computed; the kernel ends
     those threads and passes it to their sink, naming only those whose residency was current.
+    Answered by Drop of all of them; until then the executor keeps what it computed.
 
     Row i of the message is bytes `offsets[i] .. offsets[i] + sizes[i]` of the blob: one float32
     vector of `width` for each input of the thread.

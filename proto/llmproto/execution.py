@@ -52,6 +52,8 @@ class Run(Message, frozen=True, array_like=True):
     """Log-probabilities of the prompt are still wanted (they go out with the first token)."""
     lengths: Lengths = []
     """Encoders: tokens of each input.  Answered by Vectors."""
+    pair_at: list[Int53] = []
+    """Encoders: tokens of each input before its second text; empty where none has one."""
 
 
 class Stepped(Message, frozen=True, array_like=True):

@@ -51,6 +51,9 @@ class ThreadSpawn(Message, frozen=True):
     lengths: Lengths = []
     """Encoders: tokens of each input of this call; they add up to `tokens`, and
     `output_tokens_max` is 0."""
+    pair_at: list[Int53] = []
+    """Encoders: how many tokens of each input come before its second text; empty where none has
+    one."""
 
 
 class ThreadSpawned(Message, frozen=True):

@@ -279,6 +279,7 @@ class Peer:
         reply_to: bytes | None = None,
         peer: bytes | None = None,
         tenant: int | None = None,
+        blobs: tuple[bytes, ...] = (),
     ) -> list[Message]:
         """Send; gives what came back to this connection."""
         if id is None:
@@ -294,8 +295,9 @@ class Peer:
             reply_to=reply_to,
             peer=peer,
             tenant=tenant,
+            blobs=list(map(len, blobs)),
         )
-        self.rig.handle(Arrived(self.peer, tuple(wire.encode(header, message))))
+        self.rig.handle(Arrived(self.peer, tuple(wire.encode(header, message, blobs))))
         return self.said
 
     @property
