@@ -17,8 +17,10 @@ from types import TracebackType
 from typing import Final, Literal, TypeVar, Unpack, overload
 
 from llmproto.base import Message
+from llmproto.data import DataAugment, DataClean, DataInspect, DataReport
 from llmproto.errors import ErrorKind, RemoteError, invalid
 from llmproto.generation import Generate, TokenizeAsk, Tokenized
+from llmproto.jobs import JobRow
 from llmproto.metrics import MetricsAsk, MetricsText
 from llmproto.models import (
     ModelAdd,
@@ -44,6 +46,7 @@ from llmproto.operation import (
     Threads,
     ThreadsAsk,
 )
+from llmproto.recipes import DataRecipe, Recipe
 from llmproto.tenants import (
     KeyAdd,
     KeyPresent,
@@ -59,9 +62,11 @@ from libllm import boot
 from libllm.config import Home
 from libllm.connection import CONNECT_S, Connection, open_connection
 from libllm.generation import Generation, open_generation, resume_generation
+from libllm.jobs import AsyncJob, JobTable
 from libllm.options import Messages, Options, to_generate, to_messages
 from libllm.plugins import Kinds
 from libllm.port import Port, Reply
+from libllm.recipes import Flags, Paths
 from libllm.remote import Remote
 from libllm.results import Completion
 
@@ -84,6 +89,7 @@ class AsyncClient:
         self._port = port
         self._patience_s = patience_s
         self._connection: Connection | None = None
+        self._jobs = JobTable(self._ask)
 
     @classmethod
     def over(cls, connection: Connection, *, patience_s: float = PATIENCE_S) -> "AsyncClient":
@@ -294,6 +300,46 @@ class AsyncClient:
             if error.kind is not ErrorKind.UNAVAILABLE:
                 raise
 
+    # --- jobs ----------------------------------------------------------------------------------
+
+    async def train(
+        self, recipe: Recipe | str | Path | None = None, **flags: Unpack[Flags]
+    ) -> AsyncJob:
+        """Start training, by a recipe (a struct, or the path of a recipe.toml), by flags
+        (`libllm.recipes.Flags`), or by a file with flags over it.
+
+        Gives the Job as soon as the system has it for good: await it, or watch it.
+        """
+        return await self._jobs.train(recipe, flags)
+
+    async def evaluate(
+        self,
+        model: str,
+        *,
+        data: Paths | DataRecipe,
+        metrics: Sequence[str],
+        output_tokens_max: int = 256,
+        record: bool = True,
+    ) -> AsyncJob:
+        """Start judging a model (a name of the table, the reference of a version, or a folder) on
+        data by metrics (`llmproto.recipes.METRICS`); with `record` the results belong to the
+        version from then on."""
+        return await self._jobs.evaluate(
+            model, data, metrics, output_tokens_max=output_tokens_max, record=record
+        )
+
+    async def jobs(self) -> list[JobRow]:
+        """The living jobs, and those that ended within the last hours."""
+        return await self._jobs.jobs()
+
+    async def job(self, job: bytes | str) -> AsyncJob:
+        """A job by its id (8 bytes, or 16 hexadecimal digits); STALE where there is none."""
+        return await self._jobs.job(job)
+
+    async def data(self, message: DataClean | DataAugment | DataInspect) -> DataReport:
+        """Clean, augment or inspect data files; an operator's right."""
+        return await self._jobs.data(message)
+
     # --- plug-ins ------------------------------------------------------------------------------
 
     async def call(
@@ -377,13 +423,14 @@ class AsyncClient:
         target: str = "kernel",
         tenant: int | None = None,
         once: bool = False,
+        patience_s: float | None = None,
     ) -> MessageT:
         return await self._port.call(
             message,
             answer,
             target=target,
             tenant=tenant,
-            deadline_ns=_deadline_ns(self._patience_s),
+            deadline_ns=_deadline_ns(self._patience_s if patience_s is None else patience_s),
             once=once,
         )
 

@@ -5,61 +5,31 @@ Its session lives on an event loop in a thread of its own, so that heartbeats go
 program does.
 """
 
-import asyncio
-import threading
-from collections.abc import Coroutine, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar, Unpack, overload
+from typing import Literal, TypeVar, Unpack, overload
 
-import uvloop
 from llmproto.base import Message
+from llmproto.data import DataAugment, DataClean, DataInspect, DataReport
+from llmproto.jobs import JobRow
 from llmproto.models import ModelAdded, ModelRow
 from llmproto.operation import ProcessRow, Status, ThreadRow
+from llmproto.recipes import DataRecipe, Recipe
 from llmproto.tenants import KeyRow
 
 from libllm.client import AsyncClient, connect_async
 from libllm.connection import CONNECT_S
 from libllm.generation import Generation
+from libllm.loopthread import LoopThread
 from libllm.options import Messages, Options
 from libllm.plugins import Kinds
 from libllm.port import Reply
+from libllm.recipes import Flags, Paths
 from libllm.results import Completion, Piece
+from libllm.syncjobs import Job
 
-T = TypeVar("T")
 MessageT = TypeVar("MessageT", bound=Message)
-
-
-class LoopThread:
-    """An event loop in a daemon thread."""
-
-    def __init__(self) -> None:
-        self._loop = uvloop.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="libllm", daemon=True)
-        self._thread.start()
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:  # Any: what coroutines yield and take
-        """Its result; interrupted (Ctrl-C), the coroutine is cancelled."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def begin(self, coroutine: Coroutine[Any, Any, object]) -> None:
-        """Start it without waiting, which a finaliser must not: it may run on this very thread.
-        Nothing where the loop has ended."""
-        if self._loop.is_closed():
-            coroutine.close()
-        else:
-            asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-
-    def stop(self) -> None:
-        """End loop and thread."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 class Pieces(Iterator[Piece]):
@@ -285,6 +255,38 @@ class Client:
     def shutdown(self) -> None:
         """Stop the whole system; accepted threads go on at its next boot."""
         self._loop.run(self._client.shutdown())
+
+    def train(self, recipe: Recipe | str | Path | None = None, **flags: Unpack[Flags]) -> Job:
+        """Start training, by a recipe (a struct, or the path of a recipe.toml), by flags, or by a
+        file with flags over it; see `libllm.recipes.Flags`."""
+        return Job(self._loop, self._loop.run(self._client.train(recipe, **flags)))
+
+    def evaluate(
+        self,
+        model: str,
+        *,
+        data: Paths | DataRecipe,
+        metrics: Sequence[str],
+        output_tokens_max: int = 256,
+        record: bool = True,
+    ) -> Job:
+        """Start judging a model on data by metrics."""
+        asked = self._client.evaluate(
+            model, data=data, metrics=metrics, output_tokens_max=output_tokens_max, record=record
+        )
+        return Job(self._loop, self._loop.run(asked))
+
+    def jobs(self) -> list[JobRow]:
+        """The living jobs, and those that ended within the last hours."""
+        return self._loop.run(self._client.jobs())
+
+    def job(self, job: bytes | str) -> Job:
+        """A job by its id."""
+        return Job(self._loop, self._loop.run(self._client.job(job)))
+
+    def data(self, message: DataClean | DataAugment | DataInspect) -> DataReport:
+        """Clean, augment or inspect data files; an operator's right."""
+        return self._loop.run(self._client.data(message))
 
     def call(
         self,

@@ -4,7 +4,7 @@ Read from people, so unknown keys are errors.  Every default is what a careful e
 first.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -15,6 +15,33 @@ from llmproto.versions import Reference, Tag
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Positive = Annotated[int, Meta(ge=1, le=(1 << 53) - 1)]
 Rate = Annotated[float, Meta(ge=0.0, le=1e6)]
+
+_TEXT: Final = frozenset({"generate"})
+_CLASS: Final = frozenset({"classify"})
+METRICS: Final[dict[str, frozenset[str]]] = {
+    "loss": frozenset({"generate", "classify", "regress"}),
+    "perplexity": _TEXT,
+    "exact_match": _TEXT,
+    "bleu": _TEXT,
+    "chrf": _TEXT,
+    "accuracy": _CLASS,
+    "precision": _CLASS,
+    "precision_macro": _CLASS,
+    "precision_micro": _CLASS,
+    "precision_per_class": _CLASS,
+    "recall": _CLASS,
+    "recall_macro": _CLASS,
+    "recall_micro": _CLASS,
+    "recall_per_class": _CLASS,
+    "f1": _CLASS,
+    "f1_macro": _CLASS,
+    "f1_micro": _CLASS,
+    "f1_per_class": _CLASS,
+    "auc": _CLASS,
+    "spearman": frozenset({"regress", "embed"}),
+}
+"""The metrics there are, and the tasks that each can judge.  Without a suffix precision, recall and
+f1 are those of the second label where there are two (the positive one), else the macro mean."""
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

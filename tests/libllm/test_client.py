@@ -10,8 +10,9 @@ from libllm.client import AsyncClient, open_client
 from libllm.config import Home
 from libllm.generation import Generation
 from libllm.listening import stream_id
+from libllm.loopthread import LoopThread
 from libllm.results import Piece
-from libllm.sync import Client, LoopThread, connect
+from libllm.sync import Client, connect
 from llmproto import limits
 from llmproto.connection import Failed, Goodbye
 from llmproto.errors import ErrorKind, RemoteError

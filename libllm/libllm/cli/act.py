@@ -1,4 +1,4 @@
-"""Commands that act on a process or a thread: kill, stop, cont, nice."""
+"""Commands that act on a process, a thread or a job: kill, stop, cont, nice."""
 
 import re
 from typing import Annotated
@@ -14,7 +14,8 @@ _THREAD = re.compile(r"[0-9a-fA-F]{16}")
 def kill(
     context: typer.Context,
     target: Annotated[
-        str, typer.Argument(metavar="NAME|THREAD", help="A process of `ps`, or a thread's id.")
+        str,
+        typer.Argument(metavar="NAME|ID", help="A process of `ps`, or the id of a thread or job."),
     ],
     signal: Annotated[
         str, typer.Option("--signal", "-s", help="For a process: its name or number.")
@@ -22,7 +23,7 @@ def kill(
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Signal a process, or end a thread.
+    """Signal a process, or end a thread or job.
 
     What becomes of the process is its restart policy's decision.
     """
@@ -43,7 +44,7 @@ def stop(
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Suspend a thread, which keeps its context."""
+    """Suspend a thread or job, which keeps its context."""
     system = system_of(context)
     with system.connect(system.home(home)) as operator:
         operator.suspend(thread_id(thread))
@@ -56,7 +57,7 @@ def cont(
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Let a suspended thread go on."""
+    """Let a suspended thread or job go on."""
     system = system_of(context)
     with system.connect(system.home(home)) as operator:
         operator.resume_thread(thread_id(thread))
@@ -74,7 +75,7 @@ def nice(
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Change a thread's priority (7 runs first) and class."""
+    """Change priority (7 runs first) and class of a thread or job."""
     from libllm.cli.tables import CLASSES
 
     if service_class is not None and service_class not in CLASSES:
@@ -90,7 +91,8 @@ def thread_id(text: str) -> bytes:
     """The bytes of an id as tables show it."""
     if not _THREAD.fullmatch(text):
         raise typer.BadParameter(
-            f"{text!r} is no thread: an id has 16 hexadecimal digits, `llmos threads` shows them"
+            f"{text!r} is no thread or job: an id has 16 hexadecimal digits, `llmos threads` and "
+            "`llmos jobs` show them"
         )
     return bytes.fromhex(text)
 

@@ -1,11 +1,11 @@
 """The command `run`: one answer, streamed, or a chat at the terminal."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from libllm.cli.options import HomeOption, JsonOption, system_of
+from libllm.cli.options import BOOT_S, HomeOption, JsonOption, system_of
 from libllm.cli.output import print_json, say
 
 if TYPE_CHECKING:
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from libllm.cli.system import Operator, Streaming
     from libllm.options import Options
-
-BOOT_S: Final = 60.0
 
 
 def run(

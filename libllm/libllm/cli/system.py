@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Unpack
 
+    from llmproto.data import DataAugment, DataClean, DataInspect, DataReport
+    from llmproto.jobs import JobFound, JobRow
     from llmproto.models import ModelAdded, ModelRow
     from llmproto.operation import ProcessRow, Status, ThreadRow
+    from llmproto.recipes import DataRecipe, Recipe
     from llmproto.tenants import KeyRow
 
     from libllm.config import Home
+    from libllm.jobs import JobResult
     from libllm.options import Messages, Options
     from libllm.results import Piece
 
@@ -28,6 +32,22 @@ class Streaming(Protocol):
 
     def close(self) -> None:
         """Stop reading; cancels what is unfinished."""
+
+
+class Running(Protocol):
+    """A job, as `libllm.syncjobs.Job` is one."""
+
+    @property
+    def id(self) -> bytes: ...
+
+    def row(self) -> "JobRow": ...
+
+    def watch(self, after_step: int = 0) -> "Iterator[JobFound]":
+        """What is new, until its end."""
+
+    def result(self) -> "JobResult": ...
+
+    def cancel(self) -> None: ...
 
 
 class Operator(Protocol):
@@ -69,6 +89,25 @@ class Operator(Protocol):
     def resume_thread(self, thread: bytes, /) -> None: ...
 
     def renice(self, thread: bytes, priority: int, /, *, service_class: int | None) -> None: ...
+
+    def train(self, recipe: "Recipe", /) -> Running: ...
+
+    def evaluate(
+        self,
+        model: str,
+        /,
+        *,
+        data: "Sequence[str] | DataRecipe",
+        metrics: "Sequence[str]",
+        output_tokens_max: int,
+        record: bool,
+    ) -> Running: ...
+
+    def jobs(self) -> "Sequence[JobRow]": ...
+
+    def job(self, job: str, /) -> Running: ...
+
+    def data(self, message: "DataClean | DataAugment | DataInspect", /) -> "DataReport": ...
 
     def keys(self) -> "Sequence[KeyRow]": ...
 

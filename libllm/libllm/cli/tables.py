@@ -3,6 +3,8 @@
 import datetime
 from collections.abc import Sequence
 
+from llmproto.data import DataColumn, DataReport
+from llmproto.jobs import JobRow
 from llmproto.models import ModelRow
 from llmproto.operation import ProcessRow, Status, ThreadRow
 from llmproto.tenants import KeyRow
@@ -45,7 +47,7 @@ def threads(rows: Sequence[ThreadRow]) -> Table:
                 row.model,
                 row.tenant,
                 f"{row.prompt_tokens}+{row.output_tokens}/{row.output_tokens_max}",
-                _priority(row),
+                _class(row.service_class, row.priority),
                 duration(row.age_ms),
                 row.process or "-",
             )
@@ -72,6 +74,59 @@ def models(rows: Sequence[ModelRow]) -> Table:
             for row in rows
         ],
         right="CONTEXT WEIGHTS THR",
+    )
+
+
+def jobs(rows: Sequence[JobRow]) -> Table:
+    """`llmos jobs`."""
+    return table(
+        ("JOB", "KIND", "NAME", "STATE", "STEP", "SAVED", "TRY", "CLASS", "AGE", "DETAIL"),
+        [
+            (
+                row.job.hex(),
+                row.kind.value,
+                row.name,
+                row.state.value,
+                f"{row.step}/{row.steps_total}" if row.steps_total else str(row.step),
+                str(row.checkpoint_step) if row.checkpoint is not None else "-",
+                str(row.attempts),
+                _class(row.service_class, row.priority),
+                duration(row.age_ms),
+                _job_detail(row),
+            )
+            for row in rows
+        ],
+        right="STEP SAVED TRY AGE",
+    )
+
+
+def data_report(report: DataReport) -> list[str]:
+    """`llmos data ...`: what came of it."""
+    lines = [f"{report.format}: {report.rows_in} rows in, {report.rows_out} out"]
+    if report.tokens is not None:
+        lines[0] += f", {report.tokens} tokens"
+    lines += [f"  dropped  {count:>8}  {why}" for why, count in sorted(report.dropped.items())]
+    lines += [f"  changed  {count:>8}  {what}" for what, count in sorted(report.changed.items())]
+    lines += [f"  bad      {line}" for line in report.bad]
+    lines += [f"  example  {example}" for example in report.examples]
+    return lines
+
+
+def columns(rows: Sequence[DataColumn]) -> Table:
+    """The columns of data, as `inspect` found them."""
+    return table(
+        ("COLUMN", "TYPE", "MISSING", "CHARACTERS", "VALUES"),
+        [
+            (
+                row.name,
+                row.type,
+                str(row.missing),
+                " ".join(map(str, row.characters)) or "-",
+                ", ".join(f"{value} ({count})" for value, count in row.values.items()) or "-",
+            )
+            for row in rows
+        ],
+        right="MISSING",
     )
 
 
@@ -116,9 +171,21 @@ def _lease(row: ProcessRow) -> str:
     return f"{row.lease.device}:{len(row.lease.cores)} {size(row.lease.memory_bytes)}"
 
 
-def _priority(row: ThreadRow) -> str:
-    name = CLASSES[row.service_class]
-    return f"{name}{row.priority:+d}" if row.priority else name
+def _class(service_class: int, priority: int) -> str:
+    name = CLASSES[service_class]
+    return f"{name}{priority:+d}" if priority else name
+
+
+def _job_detail(row: JobRow) -> str:
+    if row.error is not None:
+        return f"{row.error.value}: {row.detail}"
+    parts = [row.doing, row.detail]
+    if row.share < 1.0:
+        parts.append(f"share {row.share:.0%}")
+    if row.version is not None:
+        parts.append(f"{row.name}@{row.version.hex()[:8]}")
+    parts += [f"{name} {value:.4g}" for name, value in sorted(row.metrics.items())]
+    return " ".join(part for part in parts if part)
 
 
 def _day(seconds: int) -> str:

@@ -9,10 +9,13 @@ import msgspec
 import pytest
 from libllm.cli.app import app
 from libllm.config import Home
+from libllm.jobs import JobResult, result_of
 from libllm.options import Messages, Options
 from libllm.results import Piece, Usage
+from llmproto.data import DataAugment, DataClean, DataInspect, DataReport
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.generation import TextScore
+from llmproto.jobs import JobFound, JobKind, JobRow, JobState
 from llmproto.models import ModelAdded, ModelEntry, ModelRow, ModelState
 from llmproto.operation import (
     DeviceRow,
@@ -23,6 +26,7 @@ from llmproto.operation import (
     ThreadRow,
     ThreadState,
 )
+from llmproto.recipes import DataRecipe, Recipe
 from llmproto.tenants import KeyRow
 from typer.testing import CliRunner
 
@@ -102,6 +106,47 @@ class Generation(NamedTuple):
     options: Options
 
 
+JOB = bytes.fromhex("0000000100000007")
+JOB_ROW = JobRow(
+    job=JOB,
+    kind=JobKind.TRAIN,
+    name="bot",
+    tenant="owner",
+    state=JobState.RUNNING,
+    step=2,
+    steps_total=4,
+    checkpoint=None,
+    checkpoint_step=0,
+    attempts=1,
+    age_ms=61_000,
+)
+
+
+class FakeJob:
+    """Implements libllm.cli.system.Running; plays prepared looks."""
+
+    def __init__(self, looks: Sequence[JobFound | BaseException]) -> None:
+        self.id = JOB
+        self._looks = looks
+        self._last = JOB_ROW
+
+    def row(self) -> JobRow:
+        return self._last
+
+    def watch(self, after_step: int = 0) -> Iterator[JobFound]:
+        for look in self._looks:
+            if isinstance(look, BaseException):
+                raise look
+            self._last = look.row
+            yield look
+
+    def result(self) -> JobResult:
+        return result_of(self._last)
+
+    def cancel(self) -> None:
+        raise AssertionError
+
+
 class FakeOperator:
     """Implements libllm.cli.system.Operator; notes what was asked of it."""
 
@@ -113,6 +158,9 @@ class FakeOperator:
         self.rows = [process("kernel", "kernel", 11), process("executor-1", "executor", 12)]
         self.table = [entry("embedded", chat=True), entry("plain", "/models/plain")]
         self.ready = True
+        self.looks: list[JobFound | BaseException] = []
+        """What is seen of the next job."""
+        self.report = DataReport("text", 3, 2)
 
     def generate(
         self, prompt: str, /, *, stream: Literal[True], **options: Unpack[Options]
@@ -196,6 +244,34 @@ class FakeOperator:
 
     def renice(self, thread: bytes, priority: int, /, *, service_class: int | None) -> None:
         self.asked.append(("renice", thread, priority, service_class))
+
+    def train(self, recipe: Recipe, /) -> FakeJob:
+        self.asked.append(recipe)
+        return FakeJob(self.looks)
+
+    def evaluate(
+        self,
+        model: str,
+        /,
+        *,
+        data: Sequence[str] | DataRecipe,
+        metrics: Sequence[str],
+        output_tokens_max: int,
+        record: bool,
+    ) -> FakeJob:
+        self.asked.append(("evaluate", model, data, list(metrics), output_tokens_max, record))
+        return FakeJob(self.looks)
+
+    def jobs(self) -> list[JobRow]:
+        return [JOB_ROW]
+
+    def job(self, job: str, /) -> FakeJob:
+        self.asked.append(("job", job))
+        return FakeJob(self.looks)
+
+    def data(self, message: DataClean | DataAugment | DataInspect, /) -> DataReport:
+        self.asked.append(message)
+        return self.report
 
     def keys(self) -> list[KeyRow]:
         return [KeyRow(name="ann", operator=False, created_s=0)]

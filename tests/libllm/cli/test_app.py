@@ -26,11 +26,16 @@ COMMANDS = [
     "add",
     "rm",
     "load",
+    "train",
+    "attach",
+    "jobs",
     "kill",
     "stop",
     "cont",
     "nice",
+    "eval",
     "bench",
+    "data",
     "keys",
 ]
 
@@ -65,7 +70,7 @@ def test_help_lists_the_commands_in_their_order(llmos: CommandLine) -> None:
     assert not any(line.endswith("...") for line in lines)
 
 
-HOMELESS = ("keys", "demo", "bench")  # groups, and what makes a home of its own
+HOMELESS = ("keys", "data", "demo", "bench")  # groups, and what makes a home of its own
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in HOMELESS])
