@@ -309,13 +309,49 @@ def test_the_test_command_adds_its_tools_and_they_stay(checkout: Checkout) -> No
     checkout.with_venv().run("ps")
     checkout.installed()
     assert checkout.run("test", "--long", "-k", "a b").stdout == "<test>\n<--long>\n<-k>\n<a b>\n"
-    assert checkout.installed() == [checkout.editable("serve,dev")]
+    assert checkout.installed() == [checkout.editable("serve,train,dev")]
     checkout.run("ps")
     assert checkout.installed() == []
     with (checkout.root / "pyproject.toml").open("a") as file:
         file.write("# changed\n")
     checkout.run("ps")
-    assert checkout.installed() == [checkout.editable("serve,dev")]
+    assert checkout.installed() == [checkout.editable("serve,train,dev")]
+
+
+@pytest.mark.parametrize(
+    ("command", "extras"),
+    [
+        ("run x", "serve"),
+        ("demo", "serve"),
+        ("bench cpu", "serve"),
+        ("train recipe.toml", "serve,train"),
+        ("train", "serve,train"),
+        ("eval x", "serve,train"),
+        ("data clean", "serve,train"),
+        ("demo train", "serve,train"),
+        ("bench train", "serve,train"),
+        ("bench data", "serve,train"),
+        ("bench store", "serve,train"),
+    ],
+)
+def test_each_command_installs_what_it_needs(checkout: Checkout, command: str, extras: str) -> None:
+    checkout.with_venv()
+    assert checkout.run(*command.split()).returncode == 0
+    assert checkout.installed() == [checkout.editable(extras)]
+
+
+def test_what_training_needs_stays(checkout: Checkout) -> None:
+    checkout.with_venv().run("ps")
+    checkout.run("train", "x")
+    checkout.installed()
+    checkout.run("ps")
+    assert checkout.installed() == []
+    with (checkout.root / "pyproject.toml").open("a") as file:
+        file.write("# changed\n")
+    checkout.run("ps")
+    assert checkout.installed() == [checkout.editable("serve,train")]
+    checkout.run("test")
+    assert checkout.installed() == [checkout.editable("serve,train,dev")]
 
 
 def test_continuous_integration_runs_the_test_command(checkout: Checkout) -> None:
