@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from llmproto import limits
 from llmproto.base import Detail, Int53, Message, Path
+from llmproto.generation import ChatMessage
 from llmproto.recipes import AugmentOptions, CleanOptions, DataRecipe, TokenizerRecipe
 
 PlanDigest = Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -87,6 +88,47 @@ class Segment(Message, frozen=True):
     digest: PlanDigest
     """BLAKE3 of the file."""
     bytes: Int53
+
+
+class DataRow(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One row as text, cleaned: what an evaluation judges by."""
+
+    text: str = ""
+    """Plain text, or the first text of a labelled row."""
+    pair: str | None = None
+    label: str | None = None
+    value: float | None = None
+    """Regression."""
+    prompt: str | None = None
+    completion: str | None = None
+    """What the prompt should be answered with."""
+    instruction: bool = False
+    """The prompt is what a user would say."""
+    messages: list[ChatMessage] = []
+    """A chat; the last turn of the assistant is the answer."""
+
+
+class RowsAsk(Message, frozen=True):
+    """Evaluator -> `data`: the rows as text, in their order, read and cleaned.  Answered by Rows,
+    or Failed(INVALID) naming file and line.  Repeating it is cheap."""
+
+    data: DataRecipe
+    part: Annotated[str, Meta(pattern="^(train|validation)$")] = "train"
+    task: Annotated[str, Meta(pattern="^(generate|classify|regress)$")] = "generate"
+
+
+class Rows(Message, frozen=True):
+    """`data` -> requester, answers RowsAsk: a file of JSON lines, each a DataRow."""
+
+    path: Path
+    digest: PlanDigest
+    """BLAKE3 of the file."""
+    rows: Int53
+    format: str
+    labels: list[str] = []
+    """Of a classifier: those of the recipe, else those in the rows, sorted."""
+    dropped: dict[str, Int53] = {}
+    """Rows that were left out, by reason."""
 
 
 class TokenizerMake(Message, frozen=True):

@@ -148,6 +148,8 @@ KINDS: Final[dict[int, type[Message]]] = {
     0x0C08: data.DataReport,
     0x0C09: data.TokenizerMake,
     0x0C0A: data.TokenizerMade,
+    0x0C0B: data.RowsAsk,
+    0x0C0C: data.Rows,
 }
 
 KIND_OF: Final[dict[type[Message], int]] = {message: kind for kind, message in KINDS.items()}

@@ -152,6 +152,8 @@ KIND_RIGHTS: Final[dict[type[Message], frozenset[Right]]] = {
     data.Prepared: _SERVERS,
     data.SegmentAsk: _WORKERS,
     data.Segment: _SERVERS,
+    data.RowsAsk: _WORKERS,
+    data.Rows: _SERVERS,
     data.DataClean: frozenset({Right.OPERATE}),
     data.DataAugment: frozenset({Right.OPERATE}),
     data.DataInspect: frozenset({Right.OPERATE}),
