@@ -9,9 +9,17 @@ from typing import Any
 
 import msgspec
 from llmproto import limits
-from llmproto.base import Header, Message
+from llmproto.base import Message
 from llmproto.connection import Goodbye
 from llmproto.errors import ErrorKind, RemoteError
+from llmproto.jobs import (
+    CheckpointCommitted,
+    JobAsk,
+    JobEnded,
+    JobsAsk,
+    JobSpawn,
+    StepsDone,
+)
 from llmproto.models import (
     ModelAsk,
     ModelEntry,
@@ -51,11 +59,13 @@ from llmproto.threads import (
     ThreadSuspend,
 )
 
+from llmkernel.asker import Asker
 from llmkernel.events import Halt, SignalChild
 from llmkernel.facts import KeyAdded, KeyRemoved, ModelRegistered, ModelRemoved
+from llmkernel.jobcalls import JobCalls
+from llmkernel.jobwork import JobWork
 from llmkernel.lifecycle import Lifecycle
 from llmkernel.processes import Process
-from llmkernel.sessions import Session
 from llmkernel.supervision import Supervision
 from llmkernel.tables import MS, Tables
 from llmkernel.threads import Thread
@@ -68,25 +78,21 @@ ROW_BYTES = 160
 """A row of `Threads` without its names."""
 
 
-class Asker:
-    """On whose behalf a call is made."""
-
-    __slots__ = ("header", "operator", "session", "tenant")
-
-    def __init__(self, session: Session, header: Header, *, tenant: int, operator: bool) -> None:
-        self.session = session
-        self.header = header
-        self.tenant = tenant
-        self.operator = operator
-
-
 class Calls:
     """One method for each call; each returns its answer or raises RemoteError."""
 
-    def __init__(self, tables: Tables, lifecycle: Lifecycle, supervision: Supervision) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        lifecycle: Lifecycle,
+        supervision: Supervision,
+        jobs: JobCalls,
+        work: JobWork,
+    ) -> None:
         self._t = tables
         self._lifecycle = lifecycle
         self._supervision = supervision
+        self._jobs = jobs
         # Any: each handler takes its own message type, and is only called with that.
         self.table: dict[type[Message], Callable[[Asker, Any], Message]] = {
             ThreadCancel: self._cancel,
@@ -109,6 +115,12 @@ class Calls:
             KeyAdd: self._add_key,
             KeyRemove: self._remove_key,
             KeysAsk: self._keys,
+            JobSpawn: jobs.spawn,
+            JobAsk: jobs.ask,
+            JobsAsk: jobs.all_rows,
+            StepsDone: lambda asker, call: work.steps(asker.session, call),
+            CheckpointCommitted: lambda asker, call: work.checkpoint(asker.session, call),
+            JobEnded: lambda asker, call: work.ended(asker.session, call),
         }
 
     # --- threads ----------------------------------------------------------------------------------
@@ -123,20 +135,36 @@ class Calls:
         return thread
 
     def _cancel(self, asker: Asker, call: ThreadCancel) -> Message:
-        self._lifecycle.cancel(self._thread(asker, call.thread))
+        job = self._jobs.find(asker, call.thread)
+        if job is not None:
+            self._jobs.cancel(job)
+        else:
+            self._lifecycle.cancel(self._thread(asker, call.thread))
         return Done()
 
     def _suspend(self, asker: Asker, call: ThreadSuspend) -> Message:
         self._t.need_room()
-        self._lifecycle.suspend(self._thread(asker, call.thread))
+        job = self._jobs.find(asker, call.thread)
+        if job is not None:
+            self._jobs.suspend(job)
+        else:
+            self._lifecycle.suspend(self._thread(asker, call.thread))
         return Done()
 
     def _resume(self, asker: Asker, call: ThreadResume) -> Message:
         self._t.need_room()
-        self._lifecycle.resume(self._thread(asker, call.thread))
+        job = self._jobs.find(asker, call.thread)
+        if job is not None:
+            self._jobs.resume(job)
+        else:
+            self._lifecycle.resume(self._thread(asker, call.thread))
         return Done()
 
     def _renice(self, asker: Asker, call: ThreadRenice) -> Message:
+        job = self._jobs.find(asker, call.thread)
+        if job is not None:
+            self._jobs.renice(job, call)
+            return Done()
         thread = self._thread(asker, call.thread)
         if not thread.end:
             self._t.need_room()
@@ -351,7 +379,7 @@ class Calls:
             lease=process.lease,
             doing=process.doing,
             model=process.model or "",
-            threads=len(process.residents),
+            threads=len(process.residents) + process.running,
         )
 
     def _kill(self, asker: Asker, call: ProcessKill) -> Message:

@@ -3,7 +3,8 @@
 Owns every table; knows nothing of processes, sockets or asyncio.  No clock, no randomness, no I/O,
 no await; the same events at the same times give the same effects.  Read `handle` first, then the
 parts: `router` (who may say what to whom), `lifecycle` (threads start and end), `commits` (tokens),
-`dispatch` (who runs where), `supervision` (processes), `calls` (what may be asked).
+`dispatch` (who runs where), `supervision` (processes), `jobwork` (jobs and their processes),
+`calls` and `jobcalls` (what may be asked).
 """
 
 from typing import assert_never
@@ -14,12 +15,14 @@ from llmproto.connection import Beat, Failed, Goodbye, Hello, Working
 from llmproto.encoding import Vectors
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.execution import ExecutorReady, GaveBack, LoadFailed, Refused, Stepped
+from llmproto.jobs import JobStopped
 from llmproto.kinds import KIND_OF
 from llmproto.operation import ProcessStarted, ProcessState
 from llmproto.rights import Right
 from llmproto.threads import END_CANCEL, END_ERROR, SinkAcked, SinkDrop, ThreadEnd, ThreadSpawn
 
-from llmkernel.calls import Asker, Calls
+from llmkernel.asker import Asker
+from llmkernel.calls import Calls
 from llmkernel.commits import Commits
 from llmkernel.dispatch import Dispatch
 from llmkernel.encodings import Encodings
@@ -40,6 +43,8 @@ from llmkernel.events import (
     Ticked,
 )
 from llmkernel.facts import Booted
+from llmkernel.jobcalls import JobCalls
+from llmkernel.jobwork import JobWork
 from llmkernel.lifecycle import Lifecycle
 from llmkernel.processes import Process
 from llmkernel.router import Router
@@ -67,7 +72,10 @@ class Kernel:
         self._encodings = Encodings(t, self._lifecycle)
         self._dispatch = Dispatch(t, self._lifecycle, self._supervision)
         self._router = Router(t, self._supervision)
-        self._calls = Calls(t, self._lifecycle, self._supervision)
+        self._jobs = JobWork(t, self._supervision)
+        self._calls = Calls(
+            t, self._lifecycle, self._supervision, JobCalls(t, self._jobs), self._jobs
+        )
         self._supervision.fail_waiting = self._fail_waiting
         self._router.external_lost = self._external_lost
         self._ticked_ns = 0
@@ -135,6 +143,7 @@ class Kernel:
         for rejected in event.rejected:
             self._reject(rejected)
         self._supervision.boot(event.children, event.exits)
+        self._jobs.boot(event.children)
         for name in self._calls.preload():
             if name in t.state.models:
                 self._supervision.want_model(name)
@@ -258,6 +267,8 @@ class Kernel:
                 self._supervision.working(session, message.what, message.budget_ms)
             case LoadFailed():
                 self._supervision.load_failed(message.model, message.kind, message.detail)
+            case JobStopped():
+                self._jobs.stopped(session, message)
             case Goodbye():
                 self._goodbye(session)
             case Failed():
@@ -306,7 +317,7 @@ class Kernel:
         if beat.progress != process.progress:
             process.progress = beat.progress
             process.moved_ns = t.now_ns
-        elif not process.residents and process.state is ProcessState.READY:
+        elif not process.working and process.state is ProcessState.READY:
             process.moved_ns = t.now_ns
         settled = t.now_ns - session.welcomed_ns > limits.SESSION_LEASE_MS * MS // 2
         if beat.progress and not session.ready and settled:
@@ -320,7 +331,9 @@ class Kernel:
 
     def _holds(self, session: Session, process: Process, beat: Beat) -> None:
         """What a service that is ready holds."""
-        if Right.EXECUTE in session.rights:
+        if process.job is not None:
+            self._jobs.holds(process, beat)
+        elif Right.EXECUTE in session.rights:
             if process.ready_info is not None:
                 self._dispatch.held(session, process, beat)
         elif Right.SINK in session.rights:
@@ -336,6 +349,8 @@ class Kernel:
             self._holds(session, process, session.beat)
             if session.reconciled:
                 session.beat = None
+        if session.ready and process is not None and process.job is not None:
+            self._jobs.ready(session, process)
 
     def _sink_holds(self, session: Session, beat: Beat) -> None:
         """Send again what a sink has not received; positions count an end as one more."""
@@ -375,6 +390,8 @@ class Kernel:
                 self._router.responder_died(session)
             self._router.leave(session)
         self._supervision.exited(process, exit, guilty=guilty, attributed=attributed)
+        if process.job is not None:
+            self._jobs.exited(process, exit, guilty=guilty)
 
     def _external_lost(self, process: Process) -> None:
         """Whoever started it starts it again; it will be another one."""
@@ -412,6 +429,7 @@ class Kernel:
         self._supervision.start_due()
         self._supervision.watch()
         self._supervision.unload_idle()
+        self._jobs.tick()
         self._router.expire()
         self._end_of_time()
 

@@ -25,6 +25,16 @@ class KernelConfig(msgspec.Struct, frozen=True):
     """Cores of one executor; absent: all of the device."""
     executor_memory_bytes: int = 2 << 30
     """What an executor takes beside its weights: KV cache and working memory."""
+    on_demand: tuple[Spec, ...] = ()
+    """Services that start when they are first asked, and stop when nobody asks them."""
+    trainer_module: str = "llmservices.trainer"
+    evaluator_module: str = "llmservices.evaluator"
+    job_cores: int | None = None
+    """Cores of each process of a job that names none; absent: half of the device's, shared."""
+    job_share: float = 0.25
+    """Of its device, while threads that somebody waits for run there."""
+    run_folder: str = "/run"
+    """Where the files are that processes of one job meet at."""
     default_model: str | None = None
     preload: tuple[str, ...] | None = None
     """Models to load at boot; absent: the default model."""

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 from llmproto.errors import ErrorKind
 from llmproto.generation import Sampling, TokenScore
+from llmproto.jobs import JobKind, JobState, StepReport
 from llmproto.models import ModelEntry
 
 FORMAT: Final = 1
@@ -151,6 +152,102 @@ class KeyRemoved(Fact, frozen=True, tag=12):
     name: str
 
 
+class JobAdmitted(Fact, frozen=True, tag=13):
+    """A job was accepted; also written again, with all that happened since, by compaction."""
+
+    job: bytes
+    tenant: int
+    key: bytes
+    kind: JobKind
+    name: str
+    recipe: bytes
+    processes: int
+    memory_bytes: int
+    cores: int | None
+    device: str | None
+    service_class: int
+    priority: int
+    admitted_ns: int
+    suspended: bool = False
+    attempt: int = 0
+    deaths: int = 0
+    losses: int = 0
+    checkpoint: bytes | None = None
+    checkpoint_step: int = 0
+    position: int = 0
+    step: int = 0
+    steps_total: int = 0
+    reports: list[StepReport] = []
+    end: JobState | None = None
+    version: bytes | None = None
+    error: ErrorKind | None = None
+    detail: str = ""
+    metrics: dict[str, float] = {}
+    ended_ns: int = 0
+
+
+class AttemptBegun(Fact, frozen=True, tag=14):
+    """Processes are started for a job; the numbers of attempts are not used twice."""
+
+    job: bytes
+    attempt: int
+
+
+class AttemptLost(Fact, frozen=True, tag=15):
+    """One of them died; how often so far without progress."""
+
+    job: bytes
+    deaths: int
+    """By itself."""
+    losses: int
+    """Of whatever cause."""
+
+
+class StepsReported(Fact, frozen=True, tag=16):
+    """Steps beyond the last one, in order."""
+
+    job: bytes
+    reports: list[StepReport]
+    steps_total: int
+
+
+class CheckpointTaken(Fact, frozen=True, tag=17):
+    """A durable version: the job goes on from here."""
+
+    job: bytes
+    version: bytes
+    step: int
+    position: int
+
+
+class JobOver(Fact, frozen=True, tag=18):
+    """Done, failed or cancelled; the first end wins."""
+
+    job: bytes
+    end: JobState
+    ended_ns: int
+    version: bytes | None = None
+    error: ErrorKind | None = None
+    detail: str = ""
+    metrics: dict[str, float] = {}
+
+
+class JobChanged(Fact, frozen=True, tag=19):
+    """By a system call: whether it may run, and how urgent it is."""
+
+    job: bytes
+    suspended: bool
+    service_class: int
+    priority: int
+
+
+class JobsForgotten(Fact, frozen=True, tag=20):
+    """Their ends are long past."""
+
+    jobs: list[bytes]
+    now_ns: int
+
+
 AnyFact = (
     Booted
     | ThreadAdmitted
@@ -164,6 +261,14 @@ AnyFact = (
     | TenantSeen
     | KeyAdded
     | KeyRemoved
+    | JobAdmitted
+    | AttemptBegun
+    | AttemptLost
+    | StepsReported
+    | CheckpointTaken
+    | JobOver
+    | JobChanged
+    | JobsForgotten
 )
 
 _decoder: Final[msgspec.msgpack.Decoder[AnyFact]] = msgspec.msgpack.Decoder(AnyFact)

@@ -43,11 +43,15 @@ POLICY: Final = RestartPolicy()
 
 
 class Process:
-    """One row: a process that init started, or a service that registered by itself."""
+    """One row: a process that init started, or a service that registered by itself.
+
+    One of a job is started once: what follows its death is the job's affair.
+    """
 
     __slots__ = (
         "address",
         "arriving",
+        "attempt",
         "blocks_free",
         "born_ns",
         "deaths_ns",
@@ -57,6 +61,7 @@ class Process:
         "hello_ms",
         "idle_ns",
         "incarnation",
+        "job",
         "killed_hung",
         "lease",
         "model",
@@ -65,9 +70,12 @@ class Process:
         "pid",
         "progress",
         "proof",
+        "rank",
         "ready_info",
         "residents",
         "role",
+        "run_ns",
+        "running",
         "session",
         "signalled",
         "spec",
@@ -109,6 +117,14 @@ class Process:
         self.moved_ns = now_ns
         """When it last made progress."""
         self.address = ""
+        # Of a job only:
+        self.job: bytes | None = None
+        self.attempt = 0
+        self.rank = 0
+        self.running = False
+        """It was told to run: from now on it computes."""
+        self.run_ns = 0
+        """When it was told last."""
         # Executors only:
         self.model: str | None = None
         self.ready_info: ExecutorReady | None = None
@@ -120,6 +136,11 @@ class Process:
         """Residency -> blocks that it will take, of threads that have not stepped yet."""
         self.idle_ns = now_ns
         """Since when no thread wanted it."""
+
+    @property
+    def working(self) -> bool:
+        """It holds work, so that a standstill means something."""
+        return bool(self.residents) or self.running
 
     @property
     def alive(self) -> bool:

@@ -91,6 +91,8 @@ class Router:
             raise RemoteError(ErrorKind.DENIED, "the proof is not the content of service.key")
         if process is None and hello.role != "client":
             self._supervision.check_external(hello.session)
+        if process is not None:
+            operator = Right.OPERATE in ROLES.get(hello.role, frozenset())
         session = self._session(peer, hello, operator=operator)
         if process is None and session.service:
             process = self._supervision.external(session)

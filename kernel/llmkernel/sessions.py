@@ -41,7 +41,9 @@ class Session:
         self.operator = operator
         self.tenant = tenant
         rights = ROLES.get(role, PLUGIN_RIGHTS)
-        self.rights: frozenset[Right] = rights | ROLES["operator"] if operator else rights
+        if role == "client" and operator:
+            rights |= ROLES["operator"]
+        self.rights: frozenset[Right] = rights if operator else rights - {Right.OPERATE}
         self.process: str | None = None
         self.incarnation = 0
         self.pid: int | None = None

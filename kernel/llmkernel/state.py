@@ -14,12 +14,20 @@ from llmproto.operation import ThreadState
 
 from llmkernel.facts import (
     AnyFact,
+    AttemptBegun,
+    AttemptLost,
     Booted,
+    CheckpointTaken,
+    JobAdmitted,
+    JobChanged,
+    JobOver,
+    JobsForgotten,
     KeyAdded,
     KeyRemoved,
     KeySpent,
     ModelRegistered,
     ModelRemoved,
+    StepsReported,
     TenantSeen,
     ThreadAdmitted,
     ThreadChanged,
@@ -27,17 +35,19 @@ from llmkernel.facts import (
     ThreadsForgotten,
     TokensCommitted,
 )
+from llmkernel.jobs import Job, JobTable
 from llmkernel.threads import Thread, ThreadTable
 
 
 class State:
-    """Threads, spent request keys, models, tenants and API keys."""
+    """Threads, spent request keys, jobs, models, tenants and API keys."""
 
     def __init__(self) -> None:
         self.epoch = 0
         self.now_ns = 0
         """The latest time that any fact carries."""
         self.threads = ThreadTable()
+        self.jobs = JobTable()
         self.spent: dict[tuple[int, bytes, int], KeySpent] = {}
         self._spent_until: list[tuple[int, tuple[int, bytes, int]]] = []
         """A heap of when they are over: compaction writes them in another order than they came."""
@@ -84,6 +94,19 @@ class State:
                 key = self.keys.pop(fact.name, None)
                 if key is not None:
                     del self.keys_by_digest[key.digest]
+            case JobAdmitted():
+                self.jobs.insert(Job(fact))
+                self.now_ns = max(self.now_ns, fact.admitted_ns)
+            case (
+                AttemptBegun() | AttemptLost() | StepsReported() | CheckpointTaken() | JobChanged()
+            ):
+                self.jobs.apply(fact)
+            case JobOver():
+                self.jobs.apply(fact)
+                self.now_ns = max(self.now_ns, fact.ended_ns)
+            case JobsForgotten():
+                self.jobs.forget(fact)
+                self.now_ns = max(self.now_ns, fact.now_ns)
             case Booted():
                 self.epoch = max(self.epoch, fact.epoch)
                 self.now_ns = max(self.now_ns, fact.now_ns)
@@ -173,6 +196,9 @@ class State:
         for thread_id in list(self.threads.by_id):
             if thread_id in self.threads.by_id:
                 yield self.threads.by_id[thread_id].admitted()
+        for job_id in list(self.jobs.by_id):
+            if job_id in self.jobs.by_id:
+                yield self.jobs.by_id[job_id].admitted()
         for place in list(self.spent):
             if place in self.spent:
                 yield self.spent[place]
@@ -187,12 +213,14 @@ class State:
             [fact for _, fact in sorted(self.models.items())],
             [fact for _, fact in sorted(self.spent.items())],
             [thread.admitted() for _, thread in sorted(self.threads.by_id.items())],
+            [job.admitted() for _, job in sorted(self.jobs.by_id.items())],
         ]
         return blake2b(msgspec.msgpack.encode(parts), digest_size=16).digest()
 
     def check(self) -> None:
         """Assert the invariants of every durable table."""
         self.threads.check()
+        self.jobs.check()
         assert len(self.keys) == len(self.keys_by_digest)
         assert len(self.tenants) == len(self.tenant_ids)
         assert len(self.spent) <= limits.KEYS_SPENT_MAX

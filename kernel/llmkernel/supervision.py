@@ -204,7 +204,7 @@ class Supervision:
         process.address = ""
         process.working_ns = 0
         process.doing = how
-        if expected and not process.desired:
+        if process.job is not None or (expected and not process.desired):
             t.processes.remove(process)
             t.dirty = True
             return
@@ -244,19 +244,20 @@ class Supervision:
 
     # --- stopping ---------------------------------------------------------------------------------
 
-    def stop(self, process: Process) -> None:
-        """Stop it for good."""
+    def stop(self, process: Process, *, signal: int | None = SIGTERM) -> None:
+        """Stop it for good; without a signal where it ends by itself."""
         t = self._t
         process.desired = False
         if process.state in (ProcessState.WAITING, ProcessState.QUARANTINED):
             t.processes.remove(process)
             return
-        if process.state is ProcessState.STOPPING:
+        if process.state is ProcessState.STOPPING and signal != SIGKILL:
             return
+        if process.state is not ProcessState.STOPPING:
+            process.stop_ns = t.now_ns
         process.state = ProcessState.STOPPING
-        process.stop_ns = t.now_ns
-        if process.pid is not None:
-            t.effects.append(SignalChild(process.pid, process.incarnation, SIGTERM))
+        if process.pid is not None and signal is not None:
+            t.effects.append(SignalChild(process.pid, process.incarnation, signal))
 
     # --- watching ---------------------------------------------------------------------------------
 
@@ -290,6 +291,8 @@ class Supervision:
             return f"no beat for {beat_ms} ms"
         if process.state is ProcessState.STARTING:
             return "is not ready" if silent_ns > limits.STARTING_MS_MAX * MS else ""
+        if process.running and silent_ns > limits.JOB_SILENT_MS * MS:
+            return f"no micro-batch for {silent_ns // MS} ms"
         if process.residents and t.journal_room and silent_ns > limits.STEP_BUDGET_MS * MS:
             return f"{len(process.residents)} threads without a step for {silent_ns // MS} ms"
         return ""
@@ -314,6 +317,10 @@ class Supervision:
         granted = self._granted(lambda p: bool(p.residents) and p.model != model.name)
         return place(self._t.devices, granted, self._demand(model))
 
+    def granted(self) -> dict[str, int]:
+        """Bytes of every device that processes hold now."""
+        return self._granted(lambda process: True)
+
     def _granted(self, counts: Callable[[Process], bool]) -> dict[str, int]:
         granted: dict[str, int] = {}
         for process in self._t.processes.by_name.values():
@@ -332,7 +339,7 @@ class Supervision:
             self.fail_waiting(name, ErrorKind.INVALID, f"model {name!r} was removed")
             return
         model = registered.model
-        lease = place(t.devices, self._granted(lambda p: True), self._demand(model))
+        lease = place(t.devices, self.granted(), self._demand(model))
         if isinstance(lease, NoRoom):
             self._make_room(model, lease)
             return

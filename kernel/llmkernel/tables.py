@@ -10,7 +10,7 @@ from llmproto.base import Header, Message
 from llmproto.connection import Failed
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.kinds import KIND_OF
-from llmproto.operation import DeviceRow
+from llmproto.operation import DeviceRow, ProcessState
 
 from llmkernel.events import Effect, Forward, KernelConfig, Log, Record, Rejected, Send
 from llmkernel.facts import AnyFact, TenantSeen
@@ -180,6 +180,13 @@ class Tables:
         self.state.check()
         self.sessions.check()
         self.processes.check()
+        for process in self.processes.by_name.values():
+            job = self.state.jobs.get(process.job)
+            if job is not None and process.state not in (ProcessState.STOPPING,):
+                assert job.ranks[process.rank] is process, (process.name, job.id)
+        for job in self.state.jobs:
+            for process in job.ranks.values():
+                assert self.processes.by_name[process.name] is process
         for poison in self.poisons.values():
             poison.check()
         for thread in self.state.threads:

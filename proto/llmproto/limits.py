@@ -46,8 +46,17 @@ JOBS_MAX: Final = 1024  # living and remembered; an ended one is kept for JOB_KE
 JOB_KEPT_MS: Final = 86_400_000  # people look next morning how the night's run ended
 # reports kept of one job beyond its checkpoint: they go out in one JobRun, 100 bytes each
 JOB_REPORTS_MAX: Final = 4096
-# a job that dies so often without a new checkpoint or a new step is given up
+# beside the reports, what their metrics may take of one JobRun; the recipe is the rest
+JOB_METRICS_BYTES_MAX: Final = 262_144
+# reports kept for who looks in late: one answer's worth
+JOB_REPORTS_KEPT: Final = 1024
+# a job that dies so often by itself without a new checkpoint or a new step is given up
 JOB_DEATHS_MAX: Final = 5
+# the same, whatever ended it: an outside hand, or memory that nobody counted
+JOB_LOSSES_MAX: Final = 50
+# a job's process that was told to run and computes no micro-batch for so long is dead, unless it
+# said Working: the largest model that a processor trains takes seconds for one
+JOB_SILENT_MS: Final = 60_000
 JOB_STOPPING_MS: Final = 60_000  # from JobPace(stop) to SIGTERM: a large checkpoint is written
 # a started on-demand service that nobody has asked for so long is stopped
 SERVICE_IDLE_MS: Final = 300_000

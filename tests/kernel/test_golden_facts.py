@@ -10,37 +10,67 @@ from llmkernel import facts, segments, turns
 from llmkernel.journal import Journal, Options
 from llmkernel.state import State
 from llmproto.errors import ErrorKind
+from llmproto.jobs import JobState
 from llmproto.operation import ThreadState
 
-GOLDEN = Path(__file__).with_name("golden") / "facts-format-1.bin"
+FOLDER = Path(__file__).with_name("golden")
 
 
 def make_facts() -> ModuleType:
     """The script that wrote the file, for what it meant."""
-    spec = importlib.util.spec_from_file_location("make_facts", GOLDEN.with_name("make_facts.py"))
+    spec = importlib.util.spec_from_file_location("make_facts", FOLDER / "make_facts.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-@pytest.fixture
-def records(tmp_path: Path) -> list[bytes]:
-    shutil.copyfile(GOLDEN, segments.path_of(tmp_path, 1))
+def read(name: str, tmp_path: Path) -> list[bytes]:
+    shutil.copyfile(FOLDER / f"{name}.bin", segments.path_of(tmp_path, 1))
     journal, found = Journal.open(tmp_path, Options(bytes_max=1 << 22, segment_bytes=1 << 16))
     payloads = [bytes(record) for record in found]
     journal.close()
     return payloads
 
 
-def test_every_kind_of_fact_is_in_it(records: list[bytes]) -> None:
-    kinds = {type(fact) for record in records for fact in turns.decode(record)}
+@pytest.fixture
+def records(tmp_path: Path) -> list[bytes]:
+    return read("facts-format-1", tmp_path)
+
+
+def test_every_kind_of_fact_is_in_them(tmp_path: Path) -> None:
+    kinds: set[type] = set()
+    for name in make_facts().SETS:
+        (tmp_path / name).mkdir()
+        for record in read(name, tmp_path / name):
+            kinds |= {type(fact) for fact in turns.decode(record)}
     assert kinds == set(facts.AnyFact.__args__)
 
 
-def test_the_records_say_what_was_meant(records: list[bytes]) -> None:
-    meant = make_facts().all_facts()
-    assert [turns.decode(record) for record in records] == meant
+@pytest.mark.parametrize("name", list(make_facts().SETS))
+def test_the_records_say_what_was_meant(name: str, tmp_path: Path) -> None:
+    meant = make_facts().SETS[name]()
+    assert [turns.decode(record) for record in read(name, tmp_path)] == meant
+
+
+def test_the_jobs_that_they_make(tmp_path: Path) -> None:
+    state = State()
+    for record in read("jobs-format-1", tmp_path):
+        for fact in turns.decode(record):
+            state.apply(fact)
+    state.check()
+    first, second = state.jobs
+    assert (first.name, first.state, first.attempt) == ("bot", JobState.SUSPENDED, 2)
+    assert (first.checkpoint_step, first.position, first.step) == (1, 8, 2)
+    assert [report.loss for report in first.beyond] == [2.25]
+    assert (first.deaths, first.losses, first.priority) == (1, 2, 4)
+    assert (second.state, second.error, second.detail, second.metrics) == (
+        JobState.FAILED,
+        ErrorKind.INVALID,
+        "line 3",
+        {"loss": 1.5},
+    )
+    assert state.now_ns == 6_000
 
 
 def test_the_state_that_they_make(records: list[bytes]) -> None:

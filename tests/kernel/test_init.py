@@ -209,7 +209,7 @@ def spec(name: str = "tokenizer", *arguments: str, fork: bool = False, **more: A
 def test_starts_a_service_with_what_it_needs(boot: Boot, image: bool) -> None:
     system = boot()
     core = min(os.sched_getaffinity(0))
-    child, service = system.fork(spec("executor-1", "a", "b", fork=image, cores=[core]), 3)
+    child, service = system.fork(spec("executor-1", "a", "b", fork=image, cores=[core], nice=3), 3)
     told = service.told
     assert told["name"] == "executor-1"
     assert told["incarnation"] == 3
@@ -217,6 +217,7 @@ def test_starts_a_service_with_what_it_needs(boot: Boot, image: bool) -> None:
     assert told["parent"] == system.init.pid
     assert told["session"] == child.pid
     assert told["cores"] == [core]
+    assert told["nice"] == os.nice(0) + 3
     assert told["proof"] == child.proof.hex()
     assert len(child.proof) == 32
     assert told["init_fd"] is None

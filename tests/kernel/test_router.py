@@ -2,19 +2,33 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from llmkernel.events import Arrived, Forward, PeerLost, Send
-from llmkernel.testkit.rig import CONFIG, MS, OPERATOR_PROOF, SERVICE_PROOF, Peer, Rig, numbered
+from llmkernel.testkit.rig import (
+    CONFIG,
+    MODEL,
+    MS,
+    OPERATOR_PROOF,
+    SERVICE_PROOF,
+    TOKENIZER,
+    Peer,
+    Rig,
+    numbered,
+)
 from llmproto import limits, wire
 from llmproto.base import Header, Message
 from llmproto.connection import Beat, Failed, Goodbye, Hello, Unknown, Welcome
 from llmproto.errors import ErrorKind
 from llmproto.execution import ExecutorReady, Stepped
 from llmproto.generation import Accepted, Generate, Text
+from llmproto.init import Spec
 from llmproto.kinds import KIND_OF, KINDS
 from llmproto.metrics import MetricsAsk
+from llmproto.models import ModelAdd, ModelRegister
 from llmproto.operation import ProcessStarted, Shutdown, StatusAsk
 from llmproto.rights import KIND_RIGHTS, ROLES, Right
+from llmproto.threads import Done
 
 GENERATE = Generate(key=b"k" * 16, prompt="x")
 
@@ -188,6 +202,7 @@ def test_every_role_may_say_what_the_table_allows_and_nothing_else() -> None:
         peer = rig.client() if role == "client" else rig.peer(role)
         if role != "client":
             peer.hello(SERVICE_PROOF)
+            rights = rights - {Right.OPERATE}  # only for one that init started
         else:
             rights = rights | ROLES["operator"]
         for number, kind in KINDS.items():
@@ -198,6 +213,22 @@ def test_every_role_may_say_what_the_table_allows_and_nothing_else() -> None:
             denied = [m for m in peer.said if isinstance(m, Failed) and m.kind is ErrorKind.DENIED]
             allowed = KIND_RIGHTS.get(kind, frozenset()) & rights
             assert bool(denied) == (not allowed), (role, kind.__name__, peer.said)
+
+
+def test_a_store_that_init_started_is_an_operator_and_no_other() -> None:
+    spec = Spec(name="store", role="store", module="fake")
+    rig = Rig(msgspec.structs.replace(CONFIG, services=(TOKENIZER, spec)))
+    tokenizer = rig.tokenizer()
+    store = rig.service(rig.fork(rig.starts["store"]))
+    store.say(ModelAdd("/models/small", "small"), target="tokenizer")
+    ((header, asked),) = tokenizer.heard
+    assert isinstance(asked, ModelAdd)
+    tokenizer.say(ModelRegister(msgspec.structs.replace(MODEL, name="small")), cause=header.id)
+    assert tokenizer.said == [Done()]
+    other = rig.peer("store")
+    other.hello(SERVICE_PROOF)
+    other.say(ModelAdd("/models/evil", "evil"), target="tokenizer")
+    assert refusal(other.said) is ErrorKind.DENIED
 
 
 def test_an_unknown_kind_is_invalid_and_a_plugins_kind_passes() -> None:

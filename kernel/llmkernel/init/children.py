@@ -129,6 +129,7 @@ class Children:
                 variables=variables,
                 descriptors=list(descriptors.values()),
                 cores=list(spec.cores),
+                nice=spec.nice,
                 image=image,
             )
         )

@@ -35,6 +35,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     descriptors: list[int]
     """Kept open; all others of init's are closed."""
     cores: list[int] = []
+    nice: int = 0
+    """Added to init's own."""
     image: bool = False
     """Without exec."""
 
@@ -88,6 +90,8 @@ def _settle(launch: Launch, parent: int) -> None:
     lifeline.set_name(launch.name)
     if launch.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, launch.cores)
+    if launch.nice:
+        os.nice(launch.nice)
     _close_all_but(launch.descriptors)
     for descriptor in launch.descriptors:
         os.set_inheritable(descriptor, not launch.image)

@@ -14,6 +14,7 @@ from llmproto.connection import Beat, Hello, Welcome
 from llmproto.execution import ExecutorReady
 from llmproto.generation import Accepted, Generate, Sampling
 from llmproto.init import Child, Exit, Spec
+from llmproto.jobs import JobKind, JobSpawn, JobSpawned
 from llmproto.kinds import KIND_OF
 from llmproto.models import ModelEntry, ModelRegister
 from llmproto.operation import DeviceRow, ProcessStarted
@@ -85,6 +86,13 @@ def spawn_of(key: bytes, prompt: Iterable[int] = (1, 2, 3), **changes: Any) -> T
     return msgspec.structs.replace(spawn, **changes)
 
 
+def job_of(key: bytes, **changes: Any) -> JobSpawn:
+    """A JobSpawn with everything that a test does not care about; `changes` are its fields
+    (of several types, hence Any)."""
+    spawn = JobSpawn(key, JobKind.TRAIN, "bot", b"recipe", memory_bytes=1 << 20)
+    return msgspec.structs.replace(spawn, **changes)
+
+
 class Rig:
     """One kernel and its clock; remembers every effect of the last event, and the journal."""
 
@@ -102,6 +110,8 @@ class Rig:
         self.now_ns = 1_000_000_000
         self.epoch = 0
         self.effects: list[Effect] = []
+        self.ranks: dict[str, Child] = {}
+        """The last child of each process of a job."""
         self.starts: dict[str, Start] = {}
         """The last Start of each process."""
         self.pids = 100
@@ -187,6 +197,19 @@ class Rig:
         exit = Exit(child.spec.name, child.incarnation, child.pid, code, signal)
         rows = tuple(Suspect(thread, position) for thread, position in suspects)
         return self.handle(ChildExited(exit, rows))
+
+    # --- jobs -------------------------------------------------------------------------------------
+
+    def job(self, client: "Peer", key: bytes = b"j" * 16, **changes: Any) -> bytes:
+        """A job of this client, accepted."""
+        client.say(job_of(key, **changes))
+        return client.the(JobSpawned).job
+
+    def trainer(self, name: str = "trainer-1") -> "Peer":
+        """A rank that the kernel has asked for, ready."""
+        child = self.fork(self.starts[name])
+        self.ranks[name] = child
+        return self.service(child)
 
     # --- threads ----------------------------------------------------------------------------------
 

@@ -1,11 +1,14 @@
-"""Writes `facts-format-1.bin`: a journal segment of facts as a kernel of format 1 writes them.
+"""Writes `facts-format-1.bin`: a journal segment of facts as a kernel of format 1 writes them; and
+one more such file for every set of facts that came later.
 
-Run once, when a format is new; later versions of the code must read the file, not make it again:
+Run once, when a format or a set is new; later versions of the code must read the file, not make it
+again:
 
-    python tests/kernel/golden/make_facts.py FOLDER
+    python tests/kernel/golden/make_facts.py SET FOLDER
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from llmkernel import facts, turns
@@ -13,6 +16,7 @@ from llmkernel.facts import AnyFact
 from llmkernel.journal import Journal, Options
 from llmproto.errors import ErrorKind
 from llmproto.generation import Sampling, TokenScore
+from llmproto.jobs import JobKind, JobState, StepReport
 from llmproto.models import ModelEntry
 from llmproto.wire import pack_tokens
 
@@ -88,16 +92,54 @@ def all_facts() -> list[list[AnyFact]]:
     ]
 
 
+def job_facts() -> list[list[AnyFact]]:
+    """Jobs: one of each kind at least, event by event."""
+    first, second, gone = (b"\0\0\0\1\0\0\0" + bytes([n]) for n in (5, 6, 7))
+    rows = [StepReport(1, 2.5, 64, 1e-3, 0.7, 12.5), StepReport(2, 2.25, 64, metrics={"acc": 0.5})]
+
+    def admitted_job(job: bytes, name: str) -> facts.JobAdmitted:
+        key = job + bytes(8)
+        return facts.JobAdmitted(
+            *(job, 1, key, JobKind.TRAIN, name, b"recipe", 2, 1 << 30, None, "cpu", 3, -1, 4_000)
+        )
+
+    return [
+        [facts.TenantSeen(1, "uid:1000")],
+        [admitted_job(first, "bot"), facts.AttemptBegun(first, 1)],
+        [facts.StepsReported(first, rows, 100)],
+        [facts.CheckpointTaken(first, b"v" * 32, 1, 8)],
+        [facts.AttemptLost(first, 1, 2)],
+        [facts.AttemptBegun(first, 2)],
+        [facts.JobChanged(first, True, 2, 4)],
+        [admitted_job(second, "judge")],
+        [
+            facts.JobOver(
+                *(second, JobState.FAILED, 5_000, None, ErrorKind.INVALID, "line 3", {"loss": 1.5})
+            )
+        ],
+        [admitted_job(gone, "gone")],
+        [facts.JobOver(gone, JobState.DONE, 5_500, b"w" * 32)],
+        [facts.JobsForgotten([gone], 6_000)],
+    ]
+
+
+SETS: dict[str, Callable[[], list[list[AnyFact]]]] = {
+    "facts-format-1": all_facts,
+    "jobs-format-1": job_facts,
+}
+"""By the name of the file."""
+
+
 def _named(name: str) -> ModelEntry:
     return ModelEntry(name, "/models/gone", b"g" * 16, "GPT2LMHeadModel", 1024, 50_257, 5)
 
 
 def main() -> None:
     """The command."""
-    folder = Path(sys.argv[1])
+    made, folder = SETS[sys.argv[1]](), Path(sys.argv[2])
     journal, records = Journal.open(folder, Options(bytes_max=1 << 22, segment_bytes=1 << 16))
     assert list(records) == []
-    for together in all_facts():
+    for together in made:
         for record in turns.encode(together):
             journal.append(record)
     journal.close()

@@ -31,6 +31,7 @@ def main() -> None:
         "proof": proof.hex(),
         "arguments": sys.argv[1:],
         "cores": sorted(os.sched_getaffinity(0)),
+        "nice": os.nice(0),
         "descriptors": open_files,
         "imported": "fractions" in sys.modules,
         "init_fd": os.environ.get("LLMOS_INIT_FD"),
