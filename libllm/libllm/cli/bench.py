@@ -18,6 +18,7 @@ class What(StrEnum):
     KERNEL = "kernel"
     CORE = "core"
     SHAPE = "shape"
+    SERVE = "serve"
 
 
 PROGRAMS: Final = {
@@ -28,6 +29,7 @@ PROGRAMS: Final = {
     What.KERNEL: ("llmkernel.bench",),
     What.CORE: ("llmservices.executor.bench",),
     What.SHAPE: ("llmservices.models.shapes",),
+    What.SERVE: ("libllm.bench.serve",),
 }
 
 
@@ -43,7 +45,8 @@ def bench(
         typer.Argument(
             help="boot: boot, rest, memory. cpu: processor time a token. recovery: SIGKILL to the "
             "next token. overhead: a system against its engine alone (--folder). kernel: the "
-            "kernel's core. core: the engine. shape NAME FOLDER: a random-weight model."
+            "kernel's core. core: the engine. shape NAME FOLDER: a random-weight model. "
+            "serve: a load on any OpenAI-compatible server, or on a system."
         ),
     ],
     arguments: Annotated[

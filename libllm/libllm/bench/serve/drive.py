@@ -1,0 +1,101 @@
+"""Sends a workload to a server, on time, and notes what came back when.
+
+Invariant: in an open loop a request is sent when it is due, whatever became of those before it (a
+slow server must not slow its own load); in a closed loop so many are in flight, never more.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import aiohttp
+from llmproto.errors import RemoteError
+
+from libllm.bench.serve.servers import Server, reason
+from libllm.bench.serve.timeline import Timeline
+from libllm.bench.serve.workload import Ask
+
+IN_FLIGHT_MAX: Final = 8192
+"""Requests of an open loop that are unanswered at once; more are counted as failed, not sent: a
+server that far behind has been measured."""
+
+FAILURES: Final = (RemoteError, aiohttp.ClientError, OSError, RuntimeError, ValueError, KeyError)
+"""What a server, its absence, or its answer can come to."""
+
+
+async def drive(
+    server: Server, asks: Sequence[Ask], *, concurrency: int | None, begin_s: float
+) -> list[Timeline]:
+    """One timeline for each ask.  `begin_s` (of time.monotonic) is when the run begins, the same
+    for every process that takes part in it."""
+    clock = _Clock(begin_s)
+    await asyncio.sleep(max(0.0, -clock()))
+    if concurrency is not None:
+        return await _closed(server, asks, concurrency, clock)
+    return await _open(server, asks, clock)
+
+
+class _Clock:
+    def __init__(self, begin_s: float) -> None:
+        self._begin_s = begin_s
+
+    def __call__(self) -> float:
+        return time.monotonic() - self._begin_s
+
+    async def reach(self, at_s: float) -> None:
+        """Wait until then; a timer may fire early."""
+        while (ahead_s := at_s - self()) > 0:  # noqa: ASYNC110 - a time is waited for, no event
+            await asyncio.sleep(ahead_s)
+
+
+async def _closed(
+    server: Server, asks: Sequence[Ask], concurrency: int, clock: _Clock
+) -> list[Timeline]:
+    left: Iterator[Ask] = iter(asks)
+    lines: list[Timeline] = []
+
+    async def place() -> None:
+        for ask in left:
+            line = await _one(server, ask, clock(), clock)
+            lines.append(line)
+
+    await asyncio.gather(*(place() for _ in range(min(concurrency, len(asks)))))
+    return lines
+
+
+async def _open(server: Server, asks: Sequence[Ask], clock: _Clock) -> list[Timeline]:
+    running: set[asyncio.Task[Timeline]] = set()
+    lines: list[Timeline] = []
+
+    def over(task: "asyncio.Task[Timeline]") -> None:
+        running.discard(task)
+        lines.append(task.result())
+
+    for ask in asks:
+        due_s = ask.at_s or 0.0
+        await clock.reach(due_s)
+        if len(running) >= IN_FLIGHT_MAX:
+            line = Timeline(ask.number, len(ask.prompt), due_s, due_s, ended_s=clock())
+            line.error = f"not sent: {IN_FLIGHT_MAX} requests are unanswered"
+            lines.append(line)
+            continue
+        task = asyncio.create_task(_one(server, ask, due_s, clock))
+        running.add(task)
+        task.add_done_callback(over)
+    if running:
+        await asyncio.wait(list(running))
+        await asyncio.sleep(0)  # the callbacks of the last ones
+    return lines
+
+
+async def _one(server: Server, ask: Ask, due_s: float, clock: _Clock) -> Timeline:
+    line = Timeline(ask.number, len(ask.prompt), due_s, clock(), arrivals_s=[])
+    try:
+        await server.answer(ask, line, clock)
+        if not line.arrivals_s:
+            line.error = "an answer without a token"
+    except FAILURES as error:  # a failed request is a result of the measurement
+        line.error = reason(error)
+    line.ended_s = clock()
+    return line
