@@ -17,7 +17,11 @@ MODULES: Final = {
     "tokenizer": "llmservices.tokenizer",
     "monitor": "llmservices.monitor",
     "gateway": "llmservices.gateway",
+    "data": "llmservices.data",
+    "store": "llmservices.store",
 }
+ON_DEMAND: Final = (Spec(name="data", role="data", module="llmservices.data"),)
+"""Started when they are first asked."""
 PLUGINS: Final = "llmos.services"
 """Entry-point group: a plug-in's name, and the module that `python -m` runs."""
 KV_BYTES_DEFAULT: Final = 1 << 30
@@ -34,7 +38,11 @@ def core_config(home: Home, config: SystemConfig, devices: tuple[DeviceRow, ...]
     idle_ms = executor.idle_ms if executor.idle_ms is not None else limits.MODEL_IDLE_MS
     return KernelConfig(
         services=tuple(_services(config, devices)),
+        on_demand=tuple(spec for spec in ON_DEMAND if spec.name not in config.services.run),
         executor_cores=executor.threads,
+        job_cores=config.trainer.cores,
+        job_share=config.trainer.share_while_serving,
+        run_folder=str(home.run),
         executor_memory_bytes=kv_bytes + WORKING_BYTES,
         default_model=config.models.default,
         preload=config.models.preload or None,

@@ -46,6 +46,7 @@ from llmkernel.facts import Booted
 from llmkernel.jobcalls import JobCalls
 from llmkernel.jobwork import JobWork
 from llmkernel.lifecycle import Lifecycle
+from llmkernel.ondemand import OnDemand
 from llmkernel.processes import Process
 from llmkernel.router import Router
 from llmkernel.sessions import Session
@@ -77,7 +78,9 @@ class Kernel:
             t, self._lifecycle, self._supervision, JobCalls(t, self._jobs), self._jobs
         )
         self._supervision.fail_waiting = self._fail_waiting
+        self._on_demand = OnDemand(t, self._supervision)
         self._router.external_lost = self._external_lost
+        self._router.want = self._on_demand.want
         self._ticked_ns = 0
 
     def handle(self, now_ns: int, event: Event) -> list[Effect]:
@@ -115,7 +118,10 @@ class Kernel:
                 self._restarted(event)
             case _:
                 assert_never(event)
+        placed = t.dirty
         self._dispatch.run()
+        if placed:
+            self._jobs.hurry()
         return t.effects
 
     def check(self) -> None:
@@ -429,6 +435,7 @@ class Kernel:
         self._supervision.start_due()
         self._supervision.watch()
         self._supervision.unload_idle()
+        self._on_demand.stop_idle()
         self._jobs.tick()
         self._router.expire()
         self._end_of_time()

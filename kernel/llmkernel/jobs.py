@@ -45,6 +45,7 @@ class Job:
         "end",
         "ended_ns",
         "error",
+        "hurried_ns",
         "id",
         "key",
         "kind",
@@ -69,7 +70,6 @@ class Job:
         "stop_ns",
         "suspended",
         "tenant",
-        "unhurried_ns",
         "version",
     )
 
@@ -120,8 +120,8 @@ class Job:
         self.stop_ns = 0
         """When it was told to leave its device."""
         self.share = 1.0
-        self.unhurried_ns = 0
-        """Since when nobody needs its device."""
+        self.hurried_ns = 0
+        """When somebody last waited for its device."""
         self.doing = ""
 
     def admitted(self) -> JobAdmitted:
@@ -246,6 +246,8 @@ class JobTable:
     def __init__(self) -> None:
         self.by_id: dict[bytes, Job] = {}
         self.by_key: dict[tuple[int, bytes], Job] = {}
+        self.running: dict[bytes, Job] = {}
+        """Soft: those whose ranks were told to run."""
 
     def __len__(self) -> int:
         return len(self.by_id)
@@ -273,6 +275,16 @@ class JobTable:
         if job is not None:
             del self.by_key[(job.tenant, job.key)]
 
+    def run(self, job: Job) -> None:
+        """Its ranks compute from now on."""
+        job.running = True
+        self.running[job.id] = job
+
+    def rest(self, job: Job) -> None:
+        """They do not, whatever else they do."""
+        job.running = False
+        self.running.pop(job.id, None)
+
     def apply(self, fact: JobFact) -> None:
         """Fold one fact in; one about a job that is not known is a left-over of compaction."""
         job = self.by_id.get(fact.job)
@@ -287,6 +299,8 @@ class JobTable:
     def check(self) -> None:
         """Assert the invariant in full."""
         assert len(self.by_id) == len(self.by_key) <= limits.JOBS_MAX
+        assert list(self.running.values()) == [j for j in self.running.values() if j.running]
         for job in self.by_id.values():
             assert self.by_key[(job.tenant, job.key)] is job
+            assert job.running == (job.id in self.running)
             job.check()

@@ -34,8 +34,10 @@ from llmkernel.facts import (
     AttemptLost,
     CheckpointTaken,
     JobOver,
+    JobsForgotten,
     StepsReported,
 )
+from llmkernel.jobpace import hurried
 from llmkernel.jobs import Job
 from llmkernel.placement import Misfit, Ranks, place_ranks
 from llmkernel.processes import Process
@@ -46,6 +48,8 @@ from llmkernel.tables import MS, Tables
 JOB_NICE: Final = 10
 """Of the operating system: beside a serving process of nice 0 it gets a tenth of a shared core, and
 all of an idle one."""
+QUIET_MS: Final = 1_000
+"""A reader's next question follows within moments: the share does not follow each of them."""
 ROLES: Final = {JobKind.TRAIN: "trainer", JobKind.EVALUATE: "evaluator"}
 
 
@@ -134,7 +138,7 @@ class JobWork:
         t = self._t
         t.record(AttemptBegun(job.id, job.attempt + 1))
         job.state = JobState.STARTING
-        job.running = False
+        self._t.state.jobs.rest(job)
         job.doing = ""
         self._name(job)
         module = t.config.trainer_module if job.kind is JobKind.TRAIN else t.config.evaluator_module
@@ -188,7 +192,8 @@ class JobWork:
             self._run(job, process)
         elif all(self._is_ready(rank) for rank in job.ranks.values()):
             job.state = JobState.RUNNING
-            job.running = True
+            self._t.state.jobs.run(job)
+            job.share = self._t.config.job_share if self._hurried(job) else 1.0
             for rank in job.ranks.values():
                 self._run(job, rank)
 
@@ -345,7 +350,7 @@ class JobWork:
             return
         t = self._t
         detail = detail[: limits.DETAIL_BYTES_MAX]
-        job.running = False
+        self._t.state.jobs.rest(job)
         t.record(JobOver(job.id, state, t.now_ns, version, error, detail, metrics or {}))
         level = "info" if error is None else "warning"
         t.log(level, "job over", job=job.id.hex(), name=job.name, state=state.value, detail=detail)
@@ -355,7 +360,7 @@ class JobWork:
         if job.state is JobState.RUNNING:
             job.state = JobState.STOPPING
             job.stop_ns = self._t.now_ns
-            job.running = False
+            self._t.state.jobs.rest(job)
             for process in job.ranks.values():
                 self._tell(process, self._pace(job))
         elif job.state is JobState.STARTING:
@@ -389,10 +394,10 @@ class JobWork:
     def _lost(self, job: Job, process: Process, exit: Exit, *, by_itself: bool) -> None:
         t = self._t
         if t.halting:
-            job.running = False
+            self._t.state.jobs.rest(job)
             job.state = job.rest_state  # it goes on at the next boot
         elif job.state in (JobState.STARTING, JobState.RUNNING):
-            job.running = False
+            self._t.state.jobs.rest(job)
             job.state = job.rest_state
             deaths = job.deaths + by_itself
             t.record(AttemptLost(job.id, deaths, job.losses + 1))
@@ -404,7 +409,7 @@ class JobWork:
         elif job.state is JobState.STOPPING and exit.code != 0:
             self._end_ranks(job)  # the others would wait for it
         if not job.ranks:
-            job.running = False
+            self._t.state.jobs.rest(job)
             job.state = job.rest_state
 
     def _give_up(self, job: Job, process: Process, exit: Exit) -> None:
@@ -429,7 +434,49 @@ class JobWork:
         for job in t.state.jobs.living():
             if job.state is JobState.STOPPING and job.stop_ns < late_ns:
                 self.stop_ranks(job)
+            elif job.running:
+                self._relax(job)
+        self._forget()
         self.place()
+
+    def _forget(self) -> None:
+        t = self._t
+        old_ns = t.now_ns - limits.JOB_KEPT_MS * MS
+        old = [
+            job.id
+            for job in t.state.jobs
+            if job.end is not None and job.ended_ns < old_ns and not job.ranks
+        ]
+        if old:
+            t.record(JobsForgotten(old, t.now_ns))
+
+    # --- pace -------------------------------------------------------------------------------------
+
+    def hurry(self) -> None:
+        """Somebody may wait for a device that jobs compute on: they are held back at once."""
+        for job in self._t.state.jobs.running.values():
+            if job.share == 1.0 and self._hurried(job):
+                self._set_share(job, self._t.config.job_share)
+
+    def _relax(self, job: Job) -> None:
+        """They run freely again when nobody has waited for a while."""
+        t = self._t
+        if self._hurried(job):
+            job.hurried_ns = t.now_ns
+            if job.share == 1.0:
+                self._set_share(job, t.config.job_share)
+        elif job.share < 1.0 and t.now_ns - job.hurried_ns > QUIET_MS * MS:
+            self._set_share(job, 1.0)
+
+    def _hurried(self, job: Job) -> bool:
+        leases = [p.lease for p in job.ranks.values() if p.lease is not None]
+        return hurried(leases, self._t.processes.executors.values())
+
+    def _set_share(self, job: Job, share: float) -> None:
+        job.share = share
+        job.hurried_ns = self._t.now_ns
+        for process in job.ranks.values():
+            self._tell(process, self._pace(job))
 
     def _pace(self, job: Job) -> JobPace:
         stop = job.state is JobState.STOPPING

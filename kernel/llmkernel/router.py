@@ -31,6 +31,8 @@ class Router:
         self._supervision = supervision
         self.external_lost: Callable[[Process], None] = _unset
         """Set by the core: a process that somebody else started is gone."""
+        self.want: Callable[[str], bool] = _never
+        """Set by the core: start a service that is asked for."""
 
     # --- greeting ---------------------------------------------------------------------------------
 
@@ -259,6 +261,7 @@ class Router:
             detail = f"{header.target} is trying requests one at a time after it died of one"
             t.fail(session, header.id, ErrorKind.UNAVAILABLE, detail, 50)
             return
+        target.asked_ns = t.now_ns
         if _asks(header.kind):
             request = Request(
                 header.id, session, target, tenant=tenant, operator=operator, now_ns=t.now_ns
@@ -270,7 +273,7 @@ class Router:
         """What init starts will come, and so may a plug-in that somebody else starts."""
         t = self._t
         name = header.target
-        if any(p.role == name for p in t.processes.by_name.values()):
+        if any(p.role == name for p in t.processes.by_name.values()) or self.want(name):
             detail = f"service {name!r} is not up yet"
             t.fail(session, header.id, ErrorKind.UNAVAILABLE, detail, 50)
         elif name in ROLES:
@@ -332,6 +335,10 @@ class Router:
                 continue  # init says when it is gone; `watch` sees to it
             t.log("info", "session lapsed", role=session.role, session=session.id.hex())
             self.leave(session)
+
+
+def _never(role: str) -> bool:
+    return False
 
 
 def _unset(process: Process) -> None:

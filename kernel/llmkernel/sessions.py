@@ -13,6 +13,7 @@ class Session:
     """One welcomed connection."""
 
     __slots__ = (
+        "asked_ns",
         "beat",
         "beat_ns",
         "handles",
@@ -49,6 +50,8 @@ class Session:
         self.pid: int | None = None
         self.welcomed_ns = now_ns
         self.beat_ns = now_ns
+        self.asked_ns = now_ns
+        """When a request was last passed on to it."""
         self.lost = False
         """Its connection is gone; it may come back before its lease ends."""
         self.ready = False

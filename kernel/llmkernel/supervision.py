@@ -54,8 +54,9 @@ class Supervision:
             gone = t.processes.by_name.get(exit.name)
             if gone is not None and gone.pid is None:
                 gone.incarnation = max(gone.incarnation, exit.incarnation)
+        wanted = {spec.name for spec in (*t.config.services, *t.config.on_demand)}
         for process in t.processes.by_name.values():
-            if not any(process.name == spec.name for spec in t.config.services):
+            if process.name not in wanted:
                 process.desired = process.role == "executor"
         self.start_due()
 
@@ -63,6 +64,11 @@ class Supervision:
         process = Process(spec.name, spec.role, spec, self._t.now_ns)
         self._t.processes.insert(process)
         return process
+
+    def start(self, spec: Spec) -> None:
+        """Start what nobody started before."""
+        self._row(spec)
+        self.start_due()
 
     def start_due(self) -> None:
         """Start every waiting process whose time has come."""

@@ -180,6 +180,16 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A model without threads for so long is unloaded."""
 
 
+class TrainerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[trainer]"""
+
+    share_while_serving: Annotated[float, Meta(ge=0.01, le=1.0)] = 0.25
+    """Of its time, for which a job computes while its device answers somebody."""
+    cores: Annotated[int, Meta(ge=1, le=4096)] | None = None
+    """Of each process of a job that names none; absent: half of the device's, shared by its
+    processes."""
+
+
 class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """[gateway]"""
 
@@ -207,7 +217,7 @@ class ServicesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """[services]"""
 
     run: tuple[str, ...] = ("tokenizer", "monitor", "gateway")
-    """Started at boot, beside the executors, which start on demand."""
+    """Started at boot, beside executors and the data service, which start on demand."""
 
 
 class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -215,6 +225,7 @@ class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     kernel: KernelConfig = KernelConfig()
     executor: ExecutorConfig = ExecutorConfig()
+    trainer: TrainerConfig = TrainerConfig()
     gateway: GatewayConfig = GatewayConfig()
     models: ModelsConfig = ModelsConfig()
     services: ServicesConfig = ServicesConfig()
