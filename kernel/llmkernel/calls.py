@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 from llmproto import limits
 from llmproto.base import Message
 from llmproto.connection import Goodbye
@@ -21,7 +20,10 @@ from llmproto.jobs import (
     StepsDone,
 )
 from llmproto.models import (
+    Deployments,
+    DeploymentsAsk,
     ModelAsk,
+    ModelDeploy,
     ModelEntry,
     ModelFound,
     ModelLoad,
@@ -31,6 +33,7 @@ from llmproto.models import (
     Models,
     ModelsAsk,
     ModelState,
+    ModelUndeploy,
 )
 from llmproto.operation import (
     DeviceRow,
@@ -58,10 +61,12 @@ from llmproto.threads import (
     ThreadResume,
     ThreadSuspend,
 )
+from msgspec import structs
 
+from llmkernel import deployments, rollouts
 from llmkernel.asker import Asker
 from llmkernel.events import Halt, SignalChild
-from llmkernel.facts import KeyAdded, KeyRemoved, ModelRegistered, ModelRemoved
+from llmkernel.facts import KeyAdded, KeyRemoved, ModelRegistered, ModelRemoved, ModelRetired
 from llmkernel.jobcalls import JobCalls
 from llmkernel.jobwork import JobWork
 from llmkernel.lifecycle import Lifecycle
@@ -88,11 +93,13 @@ class Calls:
         supervision: Supervision,
         jobs: JobCalls,
         work: JobWork,
+        deployments: deployments.Deployments,
     ) -> None:
         self._t = tables
         self._lifecycle = lifecycle
         self._supervision = supervision
         self._jobs = jobs
+        self._deploying = deployments
         # Any: each handler takes its own message type, and is only called with that.
         self.table: dict[type[Message], Callable[[Asker, Any], Message]] = {
             ThreadCancel: self._cancel,
@@ -105,6 +112,9 @@ class Calls:
             ModelsAsk: self._models,
             ModelRemove: self._remove_model,
             ModelLoad: self._load,
+            ModelDeploy: self._deploy,
+            ModelUndeploy: self._undeploy,
+            DeploymentsAsk: self._deployments,
             ProcessesAsk: self._processes,
             ThreadsAsk: self._threads,
             StatusAsk: self._status,
@@ -230,6 +240,11 @@ class Calls:
                 raise RemoteError(ErrorKind.UNAVAILABLE, "the request for this is not in flight")
             if not request.operator:
                 raise RemoteError(ErrorKind.DENIED, "adding a model is an operator's right")
+        if call.model.name in t.state.deployments:
+            raise RemoteError(
+                ErrorKind.INVALID,
+                f"{call.model.name!r} is a deployment: choose another name, or undeploy it first",
+            )
         known = t.state.models.get(call.model.name)
         if known is not None and known.model.digest != call.model.digest:
             self._replace(known.model)
@@ -241,21 +256,22 @@ class Calls:
         created_s = (t.now_ns + t.wall_offset_ns) // 1_000_000_000
         if known is not None and known.model.digest == call.model.digest:
             created_s = known.model.created_s
-        fact = ModelRegistered(_created(call.model, created_s), call.default)
-        if fact != known:
+        fact = ModelRegistered(structs.replace(call.model, created_s=created_s), call.default)
+        retired = call.model.name in t.state.retired
+        if fact != known or retired:
             t.need_room()
             t.record(fact)
+        if retired:
+            t.record(ModelRetired(call.model.name, False))
         t.failures.pop(call.model.name, None)
-        if call.model.name in self.preload():
+        if call.model.name in map(t.entry_of, self.preload()):
             self._supervision.want_model(call.model.name)
         return Done()
 
     def _replace(self, model: ModelEntry) -> None:
         """New content under an old name: only when no thread would change its model in mid-life."""
         t = self._t
-        living = sum(
-            1 for thread in t.state.threads if thread.model == model.name and not thread.end
-        )
+        living = t.state.threads.living.get(model.name, 0)
         if living:
             raise RemoteError(
                 ErrorKind.INVALID,
@@ -286,15 +302,16 @@ class Calls:
     def _find(self, name: str | None) -> ModelEntry:
         models = self._t.state.models
         wanted = name if name is not None else self.default_model()
-        found = models.get(wanted) if wanted is not None else None
+        found = models.get(self._t.entry_of(wanted)) if wanted is not None else None
         if found is None:
-            names = ", ".join(sorted(models)) or "none"
+            names = ", ".join(sorted([*models, *self._t.state.deployments])) or "none"
             what = "there is no default model" if wanted is None else f"unknown model {wanted!r}"
             raise RemoteError(ErrorKind.INVALID, f"{what}; there is: {names}")
         return found.model
 
     def _model(self, asker: Asker, call: ModelAsk) -> Message:
-        return ModelFound(self._find(call.name))
+        name = call.name if call.name is not None else self.default_model()
+        return ModelFound(self._find(name), name if name in self._t.state.deployments else None)
 
     def _load(self, asker: Asker, call: ModelLoad) -> Message:
         model = self._find(call.name)
@@ -303,8 +320,16 @@ class Calls:
         return Done()
 
     def _remove_model(self, asker: Asker, call: ModelRemove) -> Message:
+        t = self._t
+        using = [o.name for o in t.state.deployments.values() if call.name in rollouts.entries(o)]
+        if using or call.name in t.state.deployments:
+            raise RemoteError(
+                ErrorKind.INVALID,
+                f"{call.name!r} is deployed ({', '.join(using or [call.name])}): undeploy it first",
+            )
         self._find(call.name)
-        self._t.record(ModelRemoved(call.name))
+        t.record(ModelRemoved(call.name))
+        t.draining.pop(call.name, None)
         for process in self._t.processes.executors_of(call.name):
             if not process.residents:
                 self._supervision.stop(process)
@@ -312,13 +337,22 @@ class Calls:
 
     def _models(self, asker: Asker, call: ModelsAsk) -> Message:
         t = self._t
-        threads: dict[str, int] = {}
-        for thread in t.state.threads:
-            if not thread.end:
-                threads[thread.model] = threads.get(thread.model, 0) + 1
-        return Models([self._model_row(r.model, threads) for r in t.state.models.values()])
+        default = self.default_model()
+        entry = t.entry_of(default) if default is not None else None
+        return Models([self._model_row(r.model, default=entry) for r in t.state.models.values()])
 
-    def _model_row(self, model: ModelEntry, threads: dict[str, int]) -> ModelRow:
+    def _deploy(self, asker: Asker, call: ModelDeploy) -> Message:
+        self._deploying.deploy(call)
+        return Done()
+
+    def _undeploy(self, asker: Asker, call: ModelUndeploy) -> Message:
+        self._deploying.undeploy(call)
+        return Done()
+
+    def _deployments(self, asker: Asker, call: DeploymentsAsk) -> Message:
+        return Deployments(self._deploying.rows())
+
+    def _model_row(self, model: ModelEntry, *, default: str | None) -> ModelRow:
         t = self._t
         replicas = t.processes.executors_of(model.name)
         ready = [p for p in replicas if p.ready_info is not None]
@@ -338,8 +372,8 @@ class Calls:
             model=model,
             state=state,
             replicas=len(ready),
-            threads=threads.get(model.name, 0),
-            default=model.name == self.default_model(),
+            threads=t.state.threads.living.get(model.name, 0),
+            default=model.name == default,
             path=info.path if info is not None else "",
             detail=failure.detail if failure is not None and failed else "",
         )
@@ -450,7 +484,7 @@ class Calls:
                 doing = f" ({process.doing})" if process.doing else ""
                 missing.append(f"{spec.name}: {process.state.value}{doing}")
         default = self.default_model()
-        for name in self.preload() if default is not None else ():
+        for name in map(t.entry_of, self.preload()) if default is not None else ():
             replicas = t.processes.executors_of(name)
             if name not in t.state.models or (
                 name not in t.failures and not any(p.ready_info for p in replicas) and replicas
@@ -521,7 +555,3 @@ class Calls:
     def _keys(self, asker: Asker, call: KeysAsk) -> Message:
         keys = self._t.state.keys.values()
         return Keys([KeyRow(key.name, key.operator, key.created_s) for key in keys])
-
-
-def _created(model: ModelEntry, created_s: int) -> ModelEntry:
-    return msgspec.structs.replace(model, created_s=created_s)

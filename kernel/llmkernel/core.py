@@ -24,6 +24,7 @@ from llmproto.threads import END_CANCEL, END_ERROR, SinkAcked, SinkDrop, ThreadE
 from llmkernel.asker import Asker
 from llmkernel.calls import Calls
 from llmkernel.commits import Commits
+from llmkernel.deployments import Deployments
 from llmkernel.dispatch import Dispatch
 from llmkernel.encodings import Encodings
 from llmkernel.events import (
@@ -73,9 +74,15 @@ class Kernel:
         self._encodings = Encodings(t, self._lifecycle)
         self._dispatch = Dispatch(t, self._lifecycle, self._supervision)
         self._router = Router(t, self._supervision)
+        self._deployments = Deployments(t, self._lifecycle, self._supervision)
         self._jobs = JobWork(t, self._supervision)
         self._calls = Calls(
-            t, self._lifecycle, self._supervision, JobCalls(t, self._jobs), self._jobs
+            t,
+            self._lifecycle,
+            self._supervision,
+            JobCalls(t, self._jobs),
+            self._jobs,
+            self._deployments,
         )
         self._supervision.fail_waiting = self._fail_waiting
         self._on_demand = OnDemand(t, self._supervision)
@@ -119,6 +126,8 @@ class Kernel:
             case _:
                 assert_never(event)
         placed = t.dirty
+        if t.dirty and (t.rollouts or t.draining):
+            self._deployments.advance()
         self._dispatch.run()
         if placed:
             self._jobs.hurry()
@@ -150,7 +159,8 @@ class Kernel:
             self._reject(rejected)
         self._supervision.boot(event.children, event.exits)
         self._jobs.boot(event.children)
-        for name in self._calls.preload():
+        self._deployments.boot()
+        for name in map(t.entry_of, self._calls.preload()):
             if name in t.state.models:
                 self._supervision.want_model(name)
 
@@ -406,8 +416,10 @@ class Kernel:
         self.tables.dirty = True
 
     def _fail_waiting(self, model: str, kind: ErrorKind, detail: str) -> None:
+        self._deployments.taken_back(model, detail)
         for thread in self.tables.queue.all_waiting(model):
-            self._lifecycle.finish(thread, END_ERROR, error=kind, detail=detail)
+            if not self._deployments.moved(thread):
+                self._lifecycle.finish(thread, END_ERROR, error=kind, detail=detail)
 
     # --- time -------------------------------------------------------------------------------------
 
@@ -437,6 +449,9 @@ class Kernel:
         self._supervision.unload_idle()
         self._on_demand.stop_idle()
         self._jobs.tick()
+        self._deployments.staff()
+        if t.rollouts or t.draining:
+            t.dirty = True
         self._router.expire()
         self._end_of_time()
 

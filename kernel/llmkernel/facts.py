@@ -12,7 +12,7 @@ import msgspec
 from llmproto.errors import ErrorKind
 from llmproto.generation import Sampling, TokenScore
 from llmproto.jobs import JobKind, JobState, StepReport
-from llmproto.models import ModelEntry
+from llmproto.models import DeploymentState, ModelEntry
 
 FORMAT: Final = 1
 """Version of the records below; a change that old readers cannot survive makes a new one."""
@@ -64,6 +64,8 @@ class ThreadAdmitted(Fact, frozen=True, tag=2):
     lengths: list[int] = []
     """Encoders: tokens of each input."""
     pair_at: list[int] = []
+    deployment: str | None = None
+    """By this name the model was asked for."""
 
 
 class TokensCommitted(Fact, frozen=True, tag=3):
@@ -248,6 +250,44 @@ class JobsForgotten(Fact, frozen=True, tag=20):
     now_ns: int
 
 
+class Deployed(Fact, frozen=True, tag=30):
+    """What a name serves, in full: the desired state, and how far it has come."""
+
+    name: str
+    model: str
+    """The entry that is wanted."""
+    serving: str
+    """The entry that new threads get."""
+    proved: list[str]
+    """Entries that were loaded and served, the latest last; at most PROVED_MAX."""
+    replicas: int
+    device: str | None
+    state: DeploymentState
+    detail: str
+    changed_s: int
+
+
+class Undeployed(Fact, frozen=True, tag=31):
+    """The name serves nothing any more."""
+
+    name: str
+
+
+class ModelRetired(Fact, frozen=True, tag=32):
+    """No deployment needs this entry any more: it leaves the table with its last thread.  Or, with
+    `leaves` false, somebody added it again: it stays."""
+
+    name: str
+    leaves: bool = True
+
+
+class ThreadMoved(Fact, frozen=True, tag=33):
+    """A thread that has computed nothing runs on another entry."""
+
+    thread: bytes
+    model: str
+
+
 AnyFact = (
     Booted
     | ThreadAdmitted
@@ -269,6 +309,10 @@ AnyFact = (
     | JobOver
     | JobChanged
     | JobsForgotten
+    | Deployed
+    | Undeployed
+    | ModelRetired
+    | ThreadMoved
 )
 
 _decoder: Final[msgspec.msgpack.Decoder[AnyFact]] = msgspec.msgpack.Decoder(AnyFact)

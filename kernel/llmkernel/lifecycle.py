@@ -8,7 +8,7 @@ from llmproto.base import Header
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.execution import Drop
 from llmproto.models import ModelEntry
-from llmproto.operation import ThreadState
+from llmproto.operation import ProcessState, ThreadState
 from llmproto.threads import (
     END_CANCEL,
     END_ERROR,
@@ -19,10 +19,19 @@ from llmproto.threads import (
     ThreadSpawned,
 )
 from llmproto.wire import unpack_tokens
+from msgspec import structs
 
 from llmkernel.admission import check_lengths, check_task
-from llmkernel.facts import KeySpent, ThreadAdmitted, ThreadChanged, ThreadEnded, ThreadsForgotten
+from llmkernel.facts import (
+    KeySpent,
+    ThreadAdmitted,
+    ThreadChanged,
+    ThreadEnded,
+    ThreadMoved,
+    ThreadsForgotten,
+)
 from llmkernel.placement import NoRoom
+from llmkernel.rollouts import exchangeable
 from llmkernel.sessions import Request, Session
 from llmkernel.supervision import Supervision
 from llmkernel.tables import MS, Tables
@@ -68,6 +77,7 @@ class Lifecycle:
             self._spent(sink, header, spawn, spent)
             return
         try:
+            spawn = self._bound(spawn, request)
             self._admit(sink, spawn, request)
         except RemoteError as error:
             t.fail(sink, header.id, error.kind, error.detail, error.retry_after_ms)
@@ -107,6 +117,30 @@ class Lifecycle:
             self._t.fail(sink, header.id, ErrorKind.INVALID, detail)
         else:
             self._t.reply(sink, header.id, ThreadSpawned(spent.thread, True))
+
+    def _bound(self, spawn: ThreadSpawn, request: Request) -> ThreadSpawn:
+        """With the entry that it is to run on: what its deployment serves, what its request's first
+        choice runs on, or one that was replaced a moment ago and is still there."""
+        t = self._t
+        if spawn.deployment is None:
+            return spawn
+        first = t.state.threads.by_key.get((request.tenant, spawn.key, 0))
+        if first is not None and first.deployment == spawn.deployment:
+            asked, bound = t.state.models.get(spawn.model), t.state.models.get(first.model)
+            if asked and bound and exchangeable(asked.model, bound.model):
+                return structs.replace(spawn, model=first.model)
+        deployed = t.state.deployments.get(spawn.deployment)
+        if deployed is not None and deployed.serving == spawn.model:
+            return spawn
+        there = spawn.model in t.state.models and spawn.model not in t.failures
+        executors = t.processes.executors_of(spawn.model)
+        if there and any(p.state is not ProcessState.STOPPING for p in executors):
+            return spawn
+        serves = repr(deployed.serving) if deployed is not None else "nothing"
+        raise RemoteError(
+            ErrorKind.STALE,
+            f"{spawn.deployment!r} serves {serves} now, {spawn.model!r} no more: ask again",
+        )
 
     def _admit(self, sink: Session, spawn: ThreadSpawn, request: Request) -> None:
         """Raise the refusal that applies, if one does."""
@@ -217,6 +251,7 @@ class Lifecycle:
             admitted_ns=t.now_ns,
             lengths=spawn.lengths,
             pair_at=spawn.pair_at,
+            deployment=spawn.deployment,
         )
         t.record(fact)
         thread = t.state.threads.by_id[fact.thread]
@@ -364,6 +399,13 @@ class Lifecycle:
         self.change(thread, suspended=True)
         self.leave(thread, tell=True)
         self._withdraw(thread)
+        self.queue(thread)
+
+    def move(self, thread: Thread, model: str) -> None:
+        """Let a thread that waits, and has computed nothing, wait for another model."""
+        self.leave(thread, tell=True)
+        self._withdraw(thread)
+        self._t.record(ThreadMoved(thread.id, model))
         self.queue(thread)
 
     def resume(self, thread: Thread) -> None:

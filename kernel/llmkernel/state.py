@@ -18,6 +18,7 @@ from llmkernel.facts import (
     AttemptLost,
     Booted,
     CheckpointTaken,
+    Deployed,
     JobAdmitted,
     JobChanged,
     JobOver,
@@ -27,20 +28,24 @@ from llmkernel.facts import (
     KeySpent,
     ModelRegistered,
     ModelRemoved,
+    ModelRetired,
     StepsReported,
     TenantSeen,
     ThreadAdmitted,
     ThreadChanged,
     ThreadEnded,
+    ThreadMoved,
     ThreadsForgotten,
     TokensCommitted,
+    Undeployed,
 )
 from llmkernel.jobs import Job, JobTable
+from llmkernel.rollouts import entries
 from llmkernel.threads import Thread, ThreadTable
 
 
 class State:
-    """Threads, spent request keys, jobs, models, tenants and API keys."""
+    """Threads, spent request keys, jobs, models, deployments, tenants and API keys."""
 
     def __init__(self) -> None:
         self.epoch = 0
@@ -52,6 +57,9 @@ class State:
         self._spent_until: list[tuple[int, tuple[int, bytes, int]]] = []
         """A heap of when they are over: compaction writes them in another order than they came."""
         self.models: dict[str, ModelRegistered] = {}
+        self.deployments: dict[str, Deployed] = {}
+        self.retired: dict[str, None] = {}
+        """Models that leave with their last thread."""
         self.tenants: dict[int, str] = {}
         self.tenant_ids: dict[str, int] = {}
         self.keys: dict[str, KeyAdded] = {}
@@ -84,6 +92,22 @@ class State:
                 self.models[fact.model.name] = fact
             case ModelRemoved():
                 self.models.pop(fact.name, None)
+                self.retired.pop(fact.name, None)
+            case Deployed():
+                self.deployments[fact.name] = fact
+                for entry in entries(fact):
+                    self.retired.pop(entry, None)
+            case Undeployed():
+                self.deployments.pop(fact.name, None)
+            case ModelRetired():
+                if fact.leaves and fact.name in self.models:
+                    self.retired[fact.name] = None
+                else:
+                    self.retired.pop(fact.name, None)
+            case ThreadMoved():
+                thread = self.threads.get(fact.thread)
+                if thread is not None:
+                    self.threads.rebind(thread, fact.model)
             case TenantSeen():
                 self.tenants[fact.tenant] = fact.name
                 self.tenant_ids[fact.name] = fact.tenant
@@ -145,6 +169,7 @@ class State:
         thread = self.threads.get(fact.thread)
         if thread is None:
             return
+        self.threads.ending(thread)
         del thread.tokens[fact.length :]
         if thread.scores is not None:
             del thread.scores[thread.output_tokens :]
@@ -193,6 +218,12 @@ class State:
         for model_name in list(self.models):
             if model_name in self.models:
                 yield self.models[model_name]
+        for deployed in list(self.deployments):
+            if deployed in self.deployments:
+                yield self.deployments[deployed]
+        for model_name in list(self.retired):
+            if model_name in self.retired:
+                yield ModelRetired(model_name)
         for thread_id in list(self.threads.by_id):
             if thread_id in self.threads.by_id:
                 yield self.threads.by_id[thread_id].admitted()
@@ -211,6 +242,8 @@ class State:
             sorted(self.tenants.items()),
             [fact for _, fact in sorted(self.keys.items())],
             [fact for _, fact in sorted(self.models.items())],
+            [fact for _, fact in sorted(self.deployments.items())],
+            sorted(self.retired),
             [fact for _, fact in sorted(self.spent.items())],
             [thread.admitted() for _, thread in sorted(self.threads.by_id.items())],
             [job.admitted() for _, job in sorted(self.jobs.by_id.items())],
@@ -221,6 +254,12 @@ class State:
         """Assert the invariants of every durable table."""
         self.threads.check()
         self.jobs.check()
+        for deployment in self.deployments.values():
+            for entry in entries(deployment):
+                assert entry in self.models, (deployment.name, entry)
+                assert entry not in self.retired, (deployment.name, entry)
+        assert not self.deployments.keys() & self.models.keys()
+        assert self.retired.keys() <= self.models.keys()
         assert len(self.keys) == len(self.keys_by_digest)
         assert len(self.tenants) == len(self.tenant_ids)
         assert len(self.spent) <= limits.KEYS_SPENT_MAX

@@ -3,14 +3,14 @@
 Changes: the process table and its sessions' readiness; asks init for forks and signals.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from llmproto import limits
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.execution import ExecutorReady
 from llmproto.init import Child, Exit, Spec
 from llmproto.models import ModelEntry
-from llmproto.operation import Lease, ProcessState
+from llmproto.operation import DeviceRow, Lease, ProcessState
 
 from llmkernel.events import HungKilled, KillHung, SignalChild, Start, Wake
 from llmkernel.placement import Demand, NoRoom, place
@@ -26,6 +26,10 @@ LOADING_DEATHS_MAX = 3
 TAKEN_OVER_MS = 5_000
 """A child of an earlier kernel knows its way: it says Hello within moments, or is stopped."""
 FAILURE_MS = 5_000
+REPLICA_REST_MS = 60_000
+"""After a further replica could not be loaded: those that are there do the work."""
+PAUSED_KEPT_MS = 2_000
+"""Threads that wait for slow readers keep an executor for so long against others' need."""
 
 
 class Supervision:
@@ -242,10 +246,15 @@ class Supervision:
     def load_failed(self, model: str, kind: ErrorKind, detail: str) -> None:
         """Nobody can run this model for now: those who wait are told why."""
         t = self._t
-        t.failures[model] = LoadFailure(kind, detail, t.now_ns + FAILURE_MS * MS)
-        for process in t.processes.executors_of(model):
+        executors = t.processes.executors_of(model)
+        for process in executors:
             if process.ready_info is None:
                 self.stop(process)
+        if any(process.ready_info is not None for process in executors):
+            t.log("error", "a replica cannot be loaded", model=model, why=detail)
+            t.rests[model] = t.now_ns + REPLICA_REST_MS * MS
+            return
+        t.failures[model] = LoadFailure(kind, detail, t.now_ns + FAILURE_MS * MS)
         self.fail_waiting(model, kind, detail)
 
     # --- stopping ---------------------------------------------------------------------------------
@@ -318,10 +327,28 @@ class Supervision:
         config = self._t.config
         return Demand(model.weight_bytes + config.executor_memory_bytes, config.executor_cores)
 
-    def room_for(self, model: ModelEntry) -> Lease | NoRoom:
+    def _devices(self, wish: str | None) -> Sequence[DeviceRow]:
+        """Where an executor may be, by the name of a device or a kind."""
+        devices = self._t.devices
+        return devices if wish is None else [d for d in devices if wish in (d.name, d.kind)]
+
+    def _wish(self, model: str) -> str | None:
+        wish = self._t.wishes.get(model)
+        return wish.device if wish is not None else None
+
+    def room_for(self, model: ModelEntry, device: str | None = None) -> Lease | NoRoom:
         """Where a replica would go, if idle ones make room."""
         granted = self._granted(lambda p: bool(p.residents) and p.model != model.name)
-        return place(self._t.devices, granted, self._demand(model))
+        devices = self._devices(device or self._wish(model.name))
+        return place(devices, granted, self._demand(model))
+
+    def fits_without(self, name: str, gone: list[Process]) -> bool:
+        """A replica would find room if these were stopped."""
+        model = self._t.state.models[name].model
+        granted = self._granted(lambda p: p not in gone)
+        return isinstance(
+            place(self._devices(self._wish(name)), granted, self._demand(model)), Lease
+        )
 
     def granted(self) -> dict[str, int]:
         """Bytes of every device that processes hold now."""
@@ -344,13 +371,20 @@ class Supervision:
         if registered is None:
             self.fail_waiting(name, ErrorKind.INVALID, f"model {name!r} was removed")
             return
-        model = registered.model
-        lease = place(t.devices, self.granted(), self._demand(model))
+        missing = self.start_replica(name)
+        if missing is not None:
+            self._make_room(registered.model, missing)
+
+    def start_replica(self, name: str) -> NoRoom | None:
+        """Start an executor of a model, if there is room beside all that is there."""
+        t = self._t
+        model = t.state.models[name].model
+        devices = self._devices(self._wish(name))
+        lease = place(devices, self.granted(), self._demand(model))
         if isinstance(lease, NoRoom):
-            self._make_room(model, lease)
-            return
+            return lease
         if len(t.processes.by_name) >= limits.PROCESSES_MAX:
-            return
+            return None
         t.processes.executors_named += 1
         number = t.processes.executors_named
         while f"executor-{number}" in t.processes.by_name:
@@ -372,6 +406,7 @@ class Supervision:
         process.model = name
         process.lease = lease
         self.start_due()
+        return None
 
     def _executor_arguments(self, process: Process) -> None:
         """A living executor of an earlier kernel: what it was started with says model and lease."""
@@ -390,7 +425,7 @@ class Supervision:
         executors = t.processes.executors.values()
         if any(p.state is ProcessState.STOPPING for p in executors):
             return  # room is on its way
-        idle = [p for p in executors if not p.residents and t.queue.first(p.model or "") is None]
+        idle = self.idle()
         if idle:
             self.stop(min(idle, key=lambda p: p.idle_ns))
         elif not missing.ever:
@@ -399,6 +434,18 @@ class Supervision:
                 f"{missing.free_bytes} are free"
             )
             self.fail_waiting(model.name, ErrorKind.EXHAUSTED, detail)
+
+    def idle(self) -> list[Process]:
+        """Executors that nobody needs now: others may have their room."""
+        t = self._t
+        recent_ns = t.now_ns - PAUSED_KEPT_MS * MS
+        return [
+            p
+            for p in t.processes.executors.values()
+            if not p.residents
+            and t.queue.first(p.model or "") is None
+            and not (p.idle_ns > recent_ns and t.state.threads.living.get(p.model or ""))
+        ]
 
     def unload_idle(self) -> None:
         """Stop replicas that nobody has wanted for long."""
@@ -410,6 +457,7 @@ class Supervision:
                 and not process.residents
                 and idle_ms > t.config.model_idle_ms
                 and t.queue.first(process.model or "") is None
+                and process.model not in t.wishes
             ):
                 t.log("info", "idle model unloaded", model=process.model, idle_ms=idle_ms)
                 self.stop(process)

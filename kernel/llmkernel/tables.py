@@ -16,6 +16,7 @@ from llmkernel.events import Effect, Forward, KernelConfig, Log, Record, Rejecte
 from llmkernel.facts import AnyFact, TenantSeen
 from llmkernel.poison import Poison
 from llmkernel.processes import ProcessTable
+from llmkernel.rollouts import Wish, pending, wishes
 from llmkernel.scheduling import Queue
 from llmkernel.sessions import Session, SessionTable
 from llmkernel.state import State
@@ -42,6 +43,16 @@ class Tables:
         self.poisons: dict[str, Poison] = {}
         """By model: an executor has one."""
         self.failures: dict[str, LoadFailure] = {}
+        self.wishes: dict[str, Wish] = {}
+        """By model: how its executors should be, where a deployment says so."""
+        self.rollouts: dict[str, None] = {}
+        """Names whose wanted entry is on its way."""
+        self.draining: dict[str, None] = {}
+        """Models that serve no name any more."""
+        self.crowds: dict[str, None] = {}
+        """Models that should have, or have, several executors, or on a certain device."""
+        self.rests: dict[str, int] = {}
+        """By model: until when no further replica is tried, because one could not be loaded."""
         self.suspect_requests: dict[bytes, int] = {}
         """Requests that were in a service when it died by itself: strikes alone so far."""
         self.refused: dict[bytes, str] = {}
@@ -175,6 +186,11 @@ class Tables:
         """A line for the log."""
         self.effects.append(Log(level, event, fields))
 
+    def entry_of(self, name: str) -> str:
+        """The entry that a name stands for: what a deployment of this name serves, or itself."""
+        deployed = self.state.deployments.get(name)
+        return deployed.serving if deployed is not None else name
+
     def check(self) -> None:
         """Assert every table's invariant, and those between tables."""
         self.state.check()
@@ -187,6 +203,11 @@ class Tables:
         for job in self.state.jobs:
             for process in job.ranks.values():
                 assert self.processes.by_name[process.name] is process
+        assert self.wishes == wishes(self.state.deployments)
+        for name, deployment in self.state.deployments.items():
+            assert not pending(deployment) or name in self.rollouts, name
+        for retired in self.state.retired:
+            assert retired in self.draining, retired
         for poison in self.poisons.values():
             poison.check()
         for thread in self.state.threads:

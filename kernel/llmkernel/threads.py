@@ -28,6 +28,7 @@ class Thread:
         "admitted_ns",
         "credit_from",
         "deadline_ns",
+        "deployment",
         "detail",
         "digest",
         "end",
@@ -72,6 +73,7 @@ class Thread:
         self.index = fact.index
         self.digest = fact.digest
         self.model = fact.model
+        self.deployment = fact.deployment
         self.tokens: array.array[int] = unpack_tokens(fact.tokens)
         self.prompt_tokens = fact.prompt_tokens
         self.output_tokens_max = fact.output_tokens_max
@@ -143,6 +145,7 @@ class Thread:
             ended_ns=self.ended_ns,
             lengths=self.lengths,
             pair_at=self.pair_at,
+            deployment=self.deployment,
         )
 
     @property
@@ -165,6 +168,8 @@ class ThreadTable:
         self.by_session: dict[bytes, dict[bytes, Thread]] = {}
         self.by_tenant: dict[int, int] = {}
         """How many threads each tenant has."""
+        self.living: dict[str, int] = {}
+        """How many threads of each model have not ended."""
         self.tokens_held = 0
         """Upper bound of all contexts together: what admission reserved."""
 
@@ -186,6 +191,8 @@ class ThreadTable:
         self.by_session.setdefault(thread.session, {})[thread.id] = thread
         self.by_tenant[thread.tenant] = self.by_tenant.get(thread.tenant, 0) + 1
         self.tokens_held += thread.prompt_tokens + thread.output_tokens_max
+        if not thread.end:
+            self.living[thread.model] = self.living.get(thread.model, 0) + 1
 
     def remove(self, thread_id: bytes) -> Thread | None:
         """Forget a thread, if it is known."""
@@ -198,7 +205,22 @@ class ThreadTable:
         if not self.by_tenant[thread.tenant]:
             del self.by_tenant[thread.tenant]
         self.tokens_held -= thread.prompt_tokens + thread.output_tokens_max
+        self.ending(thread)
         return thread
+
+    def ending(self, thread: Thread) -> None:
+        """It is about to get its end, or to be forgotten; one that has an end is not counted."""
+        if not thread.end:
+            self.living[thread.model] -= 1
+            if not self.living[thread.model]:
+                del self.living[thread.model]
+
+    def rebind(self, thread: Thread, model: str) -> None:
+        """It runs on another model from now on."""
+        if not thread.end:
+            self.ending(thread)
+            self.living[model] = self.living.get(model, 0) + 1
+        thread.model = model
 
     def move(self, thread: Thread, session: bytes) -> None:
         """Another session reads it from now on."""
@@ -218,7 +240,10 @@ class ThreadTable:
         assert sum(map(len, self.by_session.values())) == len(self.by_id)
         assert sum(self.by_tenant.values()) == len(self.by_id)
         held = 0
+        living: dict[str, int] = {}
         for thread in self.by_id.values():
+            if not thread.end:
+                living[thread.model] = living.get(thread.model, 0) + 1
             held += thread.prompt_tokens + thread.output_tokens_max
             assert self.by_session[thread.session][thread.id] is thread
             assert 1 <= thread.prompt_tokens <= len(thread.tokens)
@@ -232,3 +257,4 @@ class ThreadTable:
             assert thread.acked <= thread.position
             assert not thread.lengths or sum(thread.lengths) == len(thread.tokens)
         assert held == self.tokens_held
+        assert living == self.living, (living, self.living)

@@ -49,6 +49,9 @@ class ModelEntry(msgspec.Struct, frozen=True):
     """What its executors compute: tokens, or (encoders) vectors and scores."""
     version: Digest | None = None
     """Of the store's version that it is, where it is one."""
+    tokenizer: Id16 | None = None
+    """Of what turns text into ids: a thread that has computed nothing may move between two entries
+    that share it."""
 
 
 class ModelRegister(Message, frozen=True):
@@ -71,6 +74,8 @@ class ModelFound(Message, frozen=True):
     """Kernel -> requester, answers ModelAsk."""
 
     model: ModelEntry
+    deployment: Name | None = None
+    """The deployment that was named, and serves this now; absent where an entry was named."""
 
 
 class ModelState(enum.StrEnum):

@@ -29,7 +29,7 @@ End = Annotated[int, Meta(ge=END_NONE, le=END_ERROR)]
 
 class ThreadSpawn(Message, frozen=True):
     """Sink -> kernel, citing the client's request as its cause.  Answered by ThreadSpawned, or
-    Failed(EXHAUSTED | INVALID | DENIED)."""
+    Failed(EXHAUSTED | INVALID | DENIED | STALE)."""
 
     key: Id16
     """The client's request key; with `index` it names the thread, so that a repeated spawn
@@ -54,6 +54,9 @@ class ThreadSpawn(Message, frozen=True):
     pair_at: list[Int53] = []
     """Encoders: how many tokens of each input come before its second text; empty where none has
     one."""
+    deployment: Name | None = None
+    """What ModelFound said: the thread may run on another entry of it as long as it has computed
+    nothing.  Failed(STALE): it serves another entry by now; ask for the model again."""
 
 
 class ThreadSpawned(Message, frozen=True):

@@ -73,6 +73,20 @@ def test_the_jobs_that_they_make(tmp_path: Path) -> None:
     assert state.now_ns == 6_000
 
 
+def test_the_deployments_that_they_make(tmp_path: Path) -> None:
+    state = State()
+    for record in read("deployments-format-1", tmp_path):
+        for fact in turns.decode(record):
+            state.apply(fact)
+    state.check()
+    assert list(state.deployments) == ["bot"]
+    bot = state.deployments["bot"]
+    assert (bot.model, bot.serving, bot.detail) == ("bot@0000bbbb", "bot@0000aaaa", "it is damaged")
+    assert list(state.retired) == ["bot@0000cccc"]
+    (thread,) = state.threads
+    assert (thread.model, thread.deployment) == ("bot@0000aaaa", "bot")
+
+
 def test_the_state_that_they_make(records: list[bytes]) -> None:
     state = State()
     for record in records:

@@ -17,8 +17,9 @@ from llmkernel.journal import Journal, Options
 from llmproto.errors import ErrorKind
 from llmproto.generation import Sampling, TokenScore
 from llmproto.jobs import JobKind, JobState, StepReport
-from llmproto.models import ModelEntry
+from llmproto.models import DeploymentState, ModelEntry
 from llmproto.wire import pack_tokens
+from msgspec import structs
 
 MODEL = ModelEntry(
     name="small",
@@ -123,9 +124,30 @@ def job_facts() -> list[list[AnyFact]]:
     ]
 
 
+def deployment_facts() -> list[list[AnyFact]]:
+    """Names that serve entries of the model table."""
+    proved = ["bot@0000aaaa"]
+    rolling = facts.Deployed(
+        *("bot", "bot@0000bbbb", "bot@0000aaaa", proved, 2, "cuda:0"),
+        *(DeploymentState.ROLLING, "", 1_790_000_003),
+    )
+    failed = structs.replace(rolling, state=DeploymentState.FAILED, detail="it is damaged")
+    return [
+        [facts.Booted(1, 500, 1_790_000_000_000_000_000)],
+        [facts.ModelRegistered(_named(f"bot@0000{four}"), False) for four in ("aaaa", "bbbb")],
+        [facts.ModelRegistered(_named("bot@0000cccc"), False)],
+        [rolling],
+        [admitted(0, model="bot@0000bbbb", deployment="bot")],
+        [failed, facts.ThreadMoved(b"\0\0\0\1\0\0\0\0", "bot@0000aaaa")],
+        [structs.replace(rolling, name="gone"), facts.Undeployed("gone")],
+        [facts.ModelRetired("bot@0000cccc")],
+    ]
+
+
 SETS: dict[str, Callable[[], list[list[AnyFact]]]] = {
     "facts-format-1": all_facts,
     "jobs-format-1": job_facts,
+    "deployments-format-1": deployment_facts,
 }
 """By the name of the file."""
 
