@@ -285,8 +285,10 @@ class Deployments:
                 del t.crowds[entry]
                 continue
             rested = t.now_ns >= t.rests.get(entry, 0)
-            if executors and len(placed) < wish.replicas and rested:
-                self._supervision.start_replica(entry)
+            missing = wish.replicas - len(placed) if executors and rested else 0
+            for _ in range(missing):
+                if self._supervision.start_replica(entry) is not None:
+                    break
             surplus = placed[wish.replicas :]
             if any(map(_ready, placed)):
                 surplus += [p for p in executors if p not in placed]

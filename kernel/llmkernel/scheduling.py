@@ -30,8 +30,8 @@ def victim(residents: Iterable[Thread], candidate: Thread) -> Thread | None:
 class Queue:
     """Threads that wait for a place, by model, the most urgent first.
 
-    Invariant: a thread is in at most one heap entry that counts; entries of threads that left are
-    skipped when they surface.
+    Invariant: a thread is in at most one heap entry that counts; entries of threads that left, or
+    moved to another model, are skipped when they surface.
     """
 
     def __init__(self) -> None:
@@ -83,16 +83,18 @@ class Queue:
         heap = self._heaps.get(model)
         while heap:
             key, thread = heap[0]
-            if self._waiting.get(thread.id) != key:
+            if self._waiting.get(thread.id) != key or thread.model != model:
                 heapq.heappop(heap)
                 continue
             yield thread
-            if self._waiting.get(thread.id) == key:
+            if self._waiting.get(thread.id) == key and thread.model == model:
                 return
         self._heaps.pop(model, None)
 
     def all_waiting(self, model: str) -> list[Thread]:
         """Every thread that waits for a model, in order."""
         heap = self._heaps.get(model, [])
-        living = {key: t for key, t in heap if self._waiting.get(t.id) == key}
+        living = {
+            key: t for key, t in heap if self._waiting.get(t.id) == key and t.model == model
+        }
         return [living[key] for key in sorted(living)]
