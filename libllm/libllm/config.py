@@ -69,6 +69,11 @@ class Home(msgspec.Struct, frozen=True):
         return self.root / "store"
 
     @property
+    def cache(self) -> Path:
+        """What can be made again: prepared data."""
+        return self.root / "cache"
+
+    @property
     def config(self) -> Path:
         """config.toml; may be absent."""
         return self.root / "config.toml"
@@ -213,6 +218,13 @@ class ModelsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Loaded at boot."""
 
 
+class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[data]"""
+
+    cache_bytes_max: Bytes = 32 << 30
+    """Tokenised rows under cache/data; beyond it the least recently used are removed."""
+
+
 class ServicesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """[services]"""
 
@@ -229,6 +241,7 @@ class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gateway: GatewayConfig = GatewayConfig()
     models: ModelsConfig = ModelsConfig()
     services: ServicesConfig = ServicesConfig()
+    data: DataConfig = DataConfig()
 
     @classmethod
     def read(cls, path: Path) -> "SystemConfig":

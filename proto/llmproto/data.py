@@ -55,6 +55,10 @@ class Prepared(Message, frozen=True):
     dropped: dict[str, Int53] = {}
     """Rows that were left out, by reason."""
     labels: list[str] = []
+    """Of a classifier, in the order of their ids."""
+    changed: dict[str, Int53] = {}
+    """Rows that were changed (truncated, split, repaired ...), and `unknown_tokens`, by what was
+    done."""
 
 
 class SegmentAsk(Message, frozen=True):

@@ -1,0 +1,3 @@
+"""Cleaning of rows."""
+
+LIBRARIES: tuple[str, ...] = ()
