@@ -50,6 +50,7 @@ class DataService(Service):
         self._segments: dict[tuple[bytes, int], SegmentMade] = {}
         self._long = ThreadPoolExecutor(WORKERS, "long")
         self._short = ThreadPoolExecutor(WORKERS, "segments")
+        self._ahead: set[asyncio.Future[SegmentMade]] = set()
         self._progress = 0
 
     def handlers(self) -> Handlers:
@@ -63,6 +64,12 @@ class DataService(Service):
     async def start(self) -> None:
         """Make the cache's folders, remove what a dead process left."""
         await self._port.loop.run_in_executor(self._short, self._cache.open)
+
+    async def settle(self) -> None:
+        """Until no work is under way."""
+        while waiting := [*self._works.values(), *self._ahead]:
+            await asyncio.wait(waiting)
+            await asyncio.sleep(0)  # what they leave behind is cleared away
 
     async def prepare(self, message: Prepare, request: Request) -> Prepared:
         """Rows tokenised, in an order."""
@@ -88,7 +95,9 @@ class DataService(Service):
         made = await self._segment(message.plan, planned, message.index)
         self._drop(message.plan, max(message.done_below, message.index - SEGMENTS_KEPT))
         ahead = asyncio.ensure_future(self._segment(message.plan, planned, message.index + 1))
+        self._ahead.add(ahead)
         ahead.add_done_callback(_look_away)
+        ahead.add_done_callback(self._ahead.discard)
         return Segment(str(made.path), made.digest, made.bytes)
 
     async def _segment(self, plan: bytes, planned: Planned, index: int) -> SegmentMade:
