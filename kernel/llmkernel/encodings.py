@@ -55,8 +55,8 @@ class Encodings:
             rows.setdefault(thread.sink, []).append(row)
         if members:
             self._over(members)
-        for name, theirs in rows.items():
-            sink = t.sessions.of_service(name)
+        for role, theirs in rows.items():
+            sink = t.sessions.of_service(role)
             if sink is not None and sink.reconciled:
                 self._pass_on(sink, header, vectors, theirs, body)
         t.send(session, Drop(vectors.residencies))

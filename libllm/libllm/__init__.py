@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from libllm.client import AsyncClient, connect_async
     from libllm.results import Completion, Piece
     from libllm.sync import Client, connect
+    from libllm.vectors import Classification, Embeddings
 
 _HOMES = {
     "AsyncClient": "libllm.client",
     "Completion": "libllm.results",
     "Piece": "libllm.results",
     "connect_async": "libllm.client",
+    "Classification": "libllm.vectors",
+    "Embeddings": "libllm.vectors",
     "Client": "libllm.sync",
     "connect": "libllm.sync",
     "ErrorKind": "llmproto.errors",
@@ -30,8 +33,10 @@ _HOMES = {
 
 __all__ = [
     "AsyncClient",
+    "Classification",
     "Client",
     "Completion",
+    "Embeddings",
     "ErrorKind",
     "LlmosError",
     "Piece",

@@ -69,6 +69,15 @@ from libllm.port import Port, Reply
 from libllm.recipes import Flags, Paths
 from libllm.remote import Remote
 from libllm.results import Completion
+from libllm.vectors import (
+    Classification,
+    Embeddings,
+    Inputs,
+    classifications,
+    embeddings,
+    encode_all,
+    inputs_of,
+)
 
 PATIENCE_S: Final = 60.0
 """How long a question to a system in trouble is repeated before it fails with DEADLINE."""
@@ -216,6 +225,72 @@ class AsyncClient:
         turns = None if messages is None else to_messages(messages)
         ask = TokenizeAsk(model=model, prompt=text, messages=turns)
         return (await self._ask(ask, Tokenized, target="tokenizer")).tokens
+
+    # --- vectors -------------------------------------------------------------------------------
+
+    async def embed(
+        self,
+        texts: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]],
+        *,
+        model: str | None = None,
+        truncate: bool = False,
+        dimensions: int | None = None,
+        priority: int = 0,
+        service_class: int = 1,
+        deadline_s: float | None = None,
+        wait: bool = False,
+        tenant: int | None = None,
+    ) -> Embeddings:
+        """A vector for each text (or list of token ids), as the model's folder makes them.
+
+        Longer inputs than the model takes are INVALID, unless `truncate` allows to cut them.
+        `dimensions`: keep so many numbers of each vector, brought back to length 1.
+        """
+        found, tokens = inputs_of(texts)
+        inputs = Inputs(
+            texts=found,
+            tokens=tokens,
+            model=model,
+            truncate=truncate,
+            priority=priority,
+            service_class=service_class,
+        )
+        parts = await encode_all(
+            self._port, inputs, tenant=tenant, deadline_ns=_deadline_ns(deadline_s), wait=wait
+        )
+        return embeddings(parts, dimensions=dimensions)
+
+    async def classify(
+        self,
+        texts: str | Sequence[str],
+        *,
+        model: str | None = None,
+        pairs: str | Sequence[str] | None = None,
+        truncate: bool = False,
+        priority: int = 0,
+        service_class: int = 1,
+        deadline_s: float | None = None,
+        wait: bool = False,
+        tenant: int | None = None,
+    ) -> list[Classification]:
+        """What a classifier (or a regression) says of each text, or of each pair of texts."""
+        first, _ = inputs_of(texts)
+        second = None if pairs is None else inputs_of(pairs)[0]
+        if first is None or (second is not None and len(second) != len(first)):
+            raise invalid(f"{len(texts)} texts and {len(pairs or ())} pairs: give one for each")
+        inputs = Inputs(
+            texts=first,
+            pairs=second,
+            model=model,
+            task="classify",
+            truncate=truncate,
+            priority=priority,
+            service_class=service_class,
+        )
+        parts = await encode_all(
+            self._port, inputs, tenant=tenant, deadline_ns=_deadline_ns(deadline_s), wait=wait
+        )
+        return classifications(parts)
 
     # --- looking -------------------------------------------------------------------------------
 

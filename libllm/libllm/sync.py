@@ -28,6 +28,7 @@ from libllm.port import Reply
 from libllm.recipes import Flags, Paths
 from libllm.results import Completion, Piece
 from libllm.syncjobs import Job
+from libllm.vectors import Classification, Embeddings
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -197,6 +198,58 @@ class Client:
     ) -> list[int]:
         """The token ids that a prompt, or a chat, becomes."""
         return self._loop.run(self._client.tokenize(text, messages=messages, model=model))
+
+    def embed(
+        self,
+        texts: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]],
+        *,
+        model: str | None = None,
+        truncate: bool = False,
+        dimensions: int | None = None,
+        priority: int = 0,
+        service_class: int = 1,
+        deadline_s: float | None = None,
+        wait: bool = False,
+    ) -> Embeddings:
+        """A vector for each text (or list of token ids), as the model's folder makes them."""
+        return self._loop.run(
+            self._client.embed(
+                texts,
+                model=model,
+                truncate=truncate,
+                dimensions=dimensions,
+                priority=priority,
+                service_class=service_class,
+                deadline_s=deadline_s,
+                wait=wait,
+            )
+        )
+
+    def classify(
+        self,
+        texts: str | Sequence[str],
+        *,
+        model: str | None = None,
+        pairs: str | Sequence[str] | None = None,
+        truncate: bool = False,
+        priority: int = 0,
+        service_class: int = 1,
+        deadline_s: float | None = None,
+        wait: bool = False,
+    ) -> list[Classification]:
+        """What a classifier (or a regression) says of each text, or of each pair of texts."""
+        return self._loop.run(
+            self._client.classify(
+                texts,
+                model=model,
+                pairs=pairs,
+                truncate=truncate,
+                priority=priority,
+                service_class=service_class,
+                deadline_s=deadline_s,
+                wait=wait,
+            )
+        )
 
     def ps(self) -> list[ProcessRow]:
         """The system's processes."""

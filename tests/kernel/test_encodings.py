@@ -1,6 +1,8 @@
 """Threads of encoders: admitted by the model's task, ended by their vectors, computed again when
 those are lost."""
 
+from typing import Any
+
 import msgspec
 import pytest
 from llmkernel.events import Forward, JournalRoom, Record
@@ -56,7 +58,7 @@ def vectors(rig: Rig, threads: list[bytes]) -> Vectors:
     return Vectors(threads, residencies, [24 * i for i in range(count)], [24] * count, 3)
 
 
-def refused(rig: Rig, client: Peer, tokenizer: Peer, key: bytes = KEY, **changes: object) -> Failed:
+def refused(rig: Rig, client: Peer, tokenizer: Peer, key: bytes = KEY, **changes: Any) -> Failed:
     cause = rig.ask(client, tokenizer)
     tokenizer.say(spawn_of(key, **changes), cause=cause)
     return tokenizer.the(Failed)
@@ -88,7 +90,7 @@ def refused(rig: Rig, client: Peer, tokenizer: Peer, key: bytes = KEY, **changes
         ),
     ],
 )
-def test_what_does_not_fit_the_model_is_refused(changes: dict[str, object], says: str) -> None:
+def test_what_does_not_fit_the_model_is_refused(changes: dict[str, Any], says: str) -> None:
     rig, client, tokenizer = idle()
     failed = refused(rig, client, tokenizer, **changes)
     assert failed.kind is ErrorKind.INVALID
@@ -117,7 +119,12 @@ def test_more_inputs_than_a_context_are_no_long_input() -> None:
 def test_it_runs_with_its_lengths() -> None:
     rig, client, tokenizer, executor, _ = boot()
     cause = rig.ask(client, tokenizer)
-    fields = {"model": "bert", "lengths": [1, 2], "output_tokens_max": 0, "pair_at": [1, 1]}
+    fields: dict[str, Any] = {
+        "model": "bert",
+        "lengths": [1, 2],
+        "output_tokens_max": 0,
+        "pair_at": [1, 1],
+    }
     tokenizer.say(spawn_of(b"z" * 16, **fields), cause=cause)
     run = executor.the(Run)
     assert (run.lengths, run.pair_at, run.output_tokens_max) == ([1, 2], [1, 1], 0)
@@ -195,7 +202,7 @@ def test_without_a_sink_they_are_lost_and_the_key_is_computed_again() -> None:
 def test_the_same_key_with_other_content_is_refused() -> None:
     rig, client, tokenizer, executor, (thread,) = boot()
     say(executor, vectors(rig, [thread]), BLOB)
-    fields = {"model": "bert", "lengths": [1, 2], "output_tokens_max": 0}
+    fields: dict[str, Any] = {"model": "bert", "lengths": [1, 2], "output_tokens_max": 0}
     failed = refused(rig, client, tokenizer, key=bytes(16), digest=b"o" * 16, **fields)
     assert failed.kind is ErrorKind.INVALID
     assert "was used for another request" in failed.detail
@@ -204,7 +211,12 @@ def test_the_same_key_with_other_content_is_refused() -> None:
 def test_a_living_one_goes_on_and_is_not_opened_at_its_sink() -> None:
     rig, client, tokenizer, executor, (thread,) = boot()
     cause = rig.ask(client, tokenizer)
-    fields = {"model": "bert", "lengths": [1, 2], "output_tokens_max": 0, "pair_at": [1, 1]}
+    fields: dict[str, Any] = {
+        "model": "bert",
+        "lengths": [1, 2],
+        "output_tokens_max": 0,
+        "pair_at": [1, 1],
+    }
     tokenizer.say(spawn_of(bytes(16), **fields), cause=cause)
     assert tokenizer.said == [ThreadSpawned(thread, True)]
     rig.wait(1500)

@@ -60,14 +60,14 @@ def threads(rows: Sequence[ThreadRow]) -> Table:
 def models(rows: Sequence[ModelRow]) -> Table:
     """`llmos models`."""
     return table(
-        ("NAME", "STATE", "CONTEXT", "WEIGHTS", "CHAT", "THR", "DETAIL"),
+        ("NAME", "STATE", "CONTEXT", "WEIGHTS", "TASK", "THR", "DETAIL"),
         [
             (
                 row.model.name + ("*" if row.default else ""),
                 row.state.value,
                 str(row.model.context_tokens),
                 size(row.model.weight_bytes),
-                "yes" if row.model.chat else "no",
+                "chat" if row.model.chat else row.model.task,
                 str(row.threads),
                 row.detail or row.path,
             )

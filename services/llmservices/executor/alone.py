@@ -70,6 +70,8 @@ def main() -> None:
         config=config,
     )
     engine = load_engine(settings, lambda plan: None)
+    if not isinstance(engine, Engine):
+        parser.error(f"{said.folder} generates no text")
     print(json.dumps({"path": engine.path}), flush=True)
     for salt, line in enumerate(sys.stdin):
         streams, prompt, output = map(int, line.split())

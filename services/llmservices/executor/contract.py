@@ -5,6 +5,7 @@ and `Refused`. Positions count from 0, the first prompt token.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 from llmproto.errors import RemoteError, invalid
@@ -64,6 +65,10 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True):
     domain: bytes = b""
     """Prefixes are shared inside it only."""
     prompt_scores: bool = False
+    lengths: Sequence[int] = ()
+    """Of an encoder's call: tokens of each input."""
+    pair_at: Sequence[int] = ()
+    """Of an encoder's call: tokens of each input before its second text; empty: none has one."""
 
 
 class Proposal(msgspec.Struct, frozen=True):
@@ -78,6 +83,16 @@ class Proposal(msgspec.Struct, frozen=True):
     """0, END_STOP (the stop token is this row's token) or END_LENGTH."""
     score: TokenScore | None = None
     prompt_scores: list[TokenScore] | None = None
+
+
+class Computed(msgspec.Struct, frozen=True):
+    """A complete call of an encoder."""
+
+    thread: bytes
+    residency: int
+    width: int
+    vectors: bytes
+    """Inputs x width float32, little endian."""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -97,6 +112,40 @@ class StepResult(msgspec.Struct, frozen=True):
     failed: list[Failure]
     blocks_free: int
     """Free ones, those included that hold nothing but cached prefixes."""
+    vectors: list[Computed] = []
+    """Of an encoder: calls that are complete now."""
+
+
+class Stepping(Protocol):
+    """What the step loop knows of an engine, whatever it computes."""
+
+    blocks: int
+    context_tokens: int
+    memory_bytes: int
+    path: str
+    counters: "Counters"
+
+    @property
+    def config(self) -> EngineConfig: ...
+
+    @property
+    def blocks_free(self) -> int: ...
+
+    def add(self, admission: Admission) -> None: ...
+
+    def drop(self, residency: int) -> None: ...
+
+    def watermark(self, residency: int, position: int) -> None: ...
+
+    def proposals_after(self, residency: int, position: int) -> list[Proposal]: ...
+
+    def computed(self, residency: int) -> list[Computed]: ...
+
+    def residencies(self) -> list[int]: ...
+
+    def runnable(self) -> bool: ...
+
+    def step(self) -> StepResult: ...
 
 
 class Counters(msgspec.Struct):

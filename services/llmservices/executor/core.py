@@ -17,6 +17,7 @@ from llmservices.executor.contract import (
     END_NONE,
     END_STOP,
     Admission,
+    Computed,
     Counters,
     EngineConfig,
     Failure,
@@ -101,6 +102,8 @@ class Engine:
     def _refuse(self, admission: Admission) -> None:
         """INVALID for a thread that can never run here."""
         tokens = len(admission.tokens)
+        if admission.lengths:
+            raise invalid(f"{len(admission.lengths)} inputs for vectors; this model generates text")
         if not 1 <= admission.prompt_tokens <= tokens:
             raise invalid(f"{admission.prompt_tokens} prompt tokens of {tokens} tokens in all")
         ids = np.asarray(admission.tokens)
@@ -145,6 +148,10 @@ class Engine:
         if resident is None:
             return []
         return [row for row in resident.proposals if row.position > position]
+
+    def computed(self, residency: int) -> list[Computed]:
+        """A causal model has no vectors."""
+        return []
 
     def residencies(self) -> list[int]:
         """All that are held, ended ones that were not dropped included."""

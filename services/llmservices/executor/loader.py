@@ -6,17 +6,25 @@ from pathlib import Path
 import msgspec
 import torch
 from libllm.config import ExecutorConfig
+from llmproto import limits
 from llmproto.generation import Sampling
 
 from llmservices.executor.contract import Admission, EngineConfig, PlanHook
 from llmservices.executor.core import Engine
 from llmservices.executor.costs import StepCosts
+from llmservices.executor.encoding import EncoderEngine
+from llmservices.models.encoder import Encoder, EncoderModel
+from llmservices.models.foreign import ForeignEncoder
 from llmservices.models.loading import Model, load
 
 KV_BYTES_DEFAULT = 1 << 30
 RESIDENTS_MAX_DEFAULT = 128
 STEP_TOKENS_DEFAULT = 512
 BLOCK_TOKENS = 16
+ENCODER_STEP_TOKENS_DEFAULT = 2048
+"""A fraction of a second for the usual models; more saves nothing that can be measured."""
+ENCODER_THREAD_WEIGHT_BYTES = 8 << 20
+"""Steps of encoders have many rows, so that a small model feeds several threads."""
 WARM_UP_TOKENS = 32
 THREAD_WEIGHT_BYTES = 32 << 20
 """Weights read in a step for each further thread: for less, waiting for one another costs more than
@@ -35,7 +43,9 @@ class Settings(msgspec.Struct, frozen=True):
     config: ExecutorConfig
 
 
-def load_engine(settings: Settings, on_plan: PlanHook, costs: StepCosts | None = None) -> Engine:
+def load_engine(
+    settings: Settings, on_plan: PlanHook, costs: StepCosts | None = None
+) -> Engine | EncoderEngine:
     """Load, size the cache, and compute, so that the first request does not pay for it, and that it
     is known what a step costs (added to `costs`).
 
@@ -45,8 +55,11 @@ def load_engine(settings: Settings, on_plan: PlanHook, costs: StepCosts | None =
     torch.set_num_threads(max(1, len(settings.cores)))
     device = torch.device(settings.device if settings.device.startswith("cuda") else "cpu")
     model = load(settings.path, dtype=config.dtype, device=device)
-    torch.set_num_threads(config.threads or threads_for(model.weight_bytes, len(settings.cores)))
+    costs = StepCosts() if costs is None else costs
     residents_max = config.residents_max or RESIDENTS_MAX_DEFAULT
+    if isinstance(model, Encoder | ForeignEncoder):
+        return _encoder_engine(model, settings, on_plan, costs)
+    torch.set_num_threads(config.threads or threads_for(model.weight_bytes, len(settings.cores)))
     engine = Engine(
         model,
         EngineConfig(
@@ -58,7 +71,46 @@ def load_engine(settings: Settings, on_plan: PlanHook, costs: StepCosts | None =
         ),
         on_plan=on_plan,
     )
-    _warm_up(engine, on_plan, StepCosts() if costs is None else costs)
+    _warm_up(engine, on_plan, costs)
+    return engine
+
+
+def _encoder_engine(
+    model: EncoderModel, settings: Settings, on_plan: PlanHook, costs: StepCosts
+) -> EncoderEngine:
+    config, cores = settings.config, len(settings.cores)
+    residents_max = config.residents_max or RESIDENTS_MAX_DEFAULT
+    threads = max(1, min(cores, model.weight_bytes // ENCODER_THREAD_WEIGHT_BYTES))
+    torch.set_num_threads(config.threads or threads)
+    engine = EncoderEngine(
+        model,
+        EngineConfig(
+            # The kernel counts blocks; calls need none, so each takes one of more than enough.
+            blocks=2 * residents_max + 1,
+            block_tokens=limits.CONTEXT_TOKENS_MAX + 1,
+            residents_max=residents_max,
+            step_tokens=config.step_tokens or ENCODER_STEP_TOKENS_DEFAULT,
+            exact=config.mode == "exact",
+        ),
+        on_plan=on_plan,
+    )
+    tokens = min(WARM_UP_TOKENS, engine.context_tokens)
+    for size in (1, 4):
+        engine.add(
+            Admission(
+                thread=bytes(8),
+                residency=0,
+                tokens=[0] * (tokens * size),
+                prompt_tokens=tokens * size,
+                output_tokens_max=0,
+                lengths=[tokens] * size,
+            )
+        )
+        began_s = time.monotonic()
+        engine.step()
+        costs.add(tokens * size, time.monotonic() - began_s)
+        engine.drop(0)
+    on_plan([])
     return engine
 
 

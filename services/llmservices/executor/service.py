@@ -2,9 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from libllm.crashnotes import CrashNote
 from libllm.events import Holding
@@ -13,6 +14,7 @@ from libllm.port import Port
 from libllm.service import Handlers, Request, Service
 from llmproto import limits, wire
 from llmproto.connection import Beat
+from llmproto.encoding import Vectors
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.execution import (
     Drop,
@@ -28,14 +30,22 @@ from llmproto.metrics import Metrics
 from llmproto.threads import Committed
 
 from llmservices.executor import steploop
-from llmservices.executor.contract import Admission, Failure, PlanHook, Proposal
-from llmservices.executor.core import Engine
+from llmservices.executor.contract import (
+    Admission,
+    Computed,
+    Failure,
+    PlanHook,
+    Proposal,
+    Stepping,
+)
 from llmservices.executor.costs import StepCosts
 from llmservices.executor.loader import Settings, load_engine
 from llmservices.executor.measures import Measures
 from llmservices.executor.steploop import Report, StepLoop
 
 T = TypeVar("T")
+VECTORS_BYTES: Final = limits.MESSAGE_BYTES_MAX // 2
+"""Of one message of vectors; a single call may take as much by itself."""
 
 
 class Executor(Service):
@@ -58,7 +68,7 @@ class Executor(Service):
         """Residency -> position of its proposed end."""
         self._blocks_free = 0
         self._failure: LoadFailed | None = None
-        self._engine: Engine | None = None
+        self._engine: Stepping | None = None
         self._loop: StepLoop | None = None
 
     def handlers(self) -> Handlers:
@@ -172,6 +182,8 @@ class Executor(Service):
             priority=run.priority,
             domain=run.domain,
             prompt_scores=run.prompt_scores,
+            lengths=run.lengths,
+            pair_at=run.pair_at,
         )
         self._loop.order(steploop.Add(admission))
 
@@ -216,6 +228,8 @@ class Executor(Service):
                 self._ends[row.residency] = row.position
         if report.rows:
             self._port.send(stepped(report.rows, report.blocks_free))
+        for vectors, blob in messages_of(report.vectors):
+            self._port.send(vectors, blobs=(blob,))
         self._measures.take(report)
         self._reporter.changed()
         if report.gave_back:
@@ -279,6 +293,27 @@ async def in_a_thread(call: Callable[[], T]) -> T:
 
     threading.Thread(target=run, name="loading", daemon=True).start()
     return await future
+
+
+def messages_of(computed: list[Computed]) -> Iterator[tuple[Vectors, bytes]]:
+    """Complete calls as messages with their blobs, none of them too large."""
+    while computed:
+        used, size = 0, 0
+        for each in computed:
+            if used and size + len(each.vectors) > VECTORS_BYTES:
+                break
+            used, size = used + 1, size + len(each.vectors)
+        some, computed = computed[:used], computed[used:]
+        sizes = [len(each.vectors) for each in some]
+        offsets = list(accumulate(sizes, initial=0))[:-1]
+        vectors = Vectors(
+            [each.thread for each in some],
+            [each.residency for each in some],
+            offsets,
+            sizes,
+            some[0].width,
+        )
+        yield vectors, b"".join(each.vectors for each in some)
 
 
 def stepped(rows: list[Proposal], blocks_free: int) -> Stepped:

@@ -15,8 +15,15 @@ from libllm.crashnotes import CrashNote
 from llmproto import limits
 from llmproto.errors import RemoteError
 
-from llmservices.executor.contract import Admission, Counters, Failure, Proposal, StepResult
-from llmservices.executor.core import Engine
+from llmservices.executor.contract import (
+    Admission,
+    Computed,
+    Counters,
+    Failure,
+    Proposal,
+    Stepping,
+    StepResult,
+)
 from llmservices.executor.costs import StepCosts, announced_ms
 
 RESEND_S: Final = limits.RUN_RESEND_MS / 1000
@@ -66,6 +73,8 @@ class Report(msgspec.Struct, frozen=True):
     """As they stood then."""
     step_s: float | None = None
     """How long the step took, where this is the report of one."""
+    vectors: list[Computed] = []
+    """Of an encoder."""
 
 
 class StepLoop:
@@ -77,7 +86,7 @@ class StepLoop:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Stepping,
         note: CrashNote,
         costs: StepCosts,
         *,
@@ -150,6 +159,7 @@ class StepLoop:
                 case Add():
                     self._add(order.admission)
                 case Drop():
+                    self._marked_s = time.monotonic()
                     for residency in order.residencies:
                         self._drop(residency)
                 case Resend():
@@ -191,8 +201,9 @@ class StepLoop:
         wanted = engine.residencies() if resend.residency is None else [resend.residency]
         after = resend.position - 1
         rows = [row for residency in wanted for row in engine.proposals_after(residency, after)]
-        if rows:
-            self._say(StepResult(rows, [], [], engine.blocks_free))
+        vectors = [each for residency in wanted for each in engine.computed(residency)]
+        if rows or vectors:
+            self._say(StepResult(rows, [], [], engine.blocks_free, vectors))
 
     def _step(self) -> None:
         before = self._engine.counters.rows
@@ -209,6 +220,9 @@ class StepLoop:
             self._prefilling.pop(row.residency, None)
             if row.end:
                 self._ends[row.residency] = row.position
+        for computed in result.vectors:
+            self._proposed[computed.residency] = 0
+            self._prefilling.pop(computed.residency, None)
         for _, residency in result.gave_back:
             self._forget(residency)
         for failure in result.failed:
@@ -237,5 +251,6 @@ class StepLoop:
                 result.blocks_free,
                 msgspec.structs.replace(self._engine.counters),
                 step_s,
+                result.vectors,
             )
         )

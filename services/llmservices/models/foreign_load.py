@@ -1,16 +1,23 @@
-"""Loads any other causal language model through the transformers library; imported only when
-one is wanted."""
+"""Loads any other causal language model or encoder through the transformers library; imported only
+when one is wanted."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
 from llmproto.errors import invalid
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
 from transformers.utils import logging as library_logging
 
 from llmservices.models.folder import Tensors
-from llmservices.models.foreign import ForeignModel
+from llmservices.models.foreign import ForeignEncoder, ForeignModel
+from llmservices.models.tasks import Task
 
 UNBOUNDED_CONTEXT_TOKENS = 4096
 """Taken for architectures that state no longest context."""
@@ -19,11 +26,46 @@ UNBOUNDED_CONTEXT_TOKENS = 4096
 def load_foreign(folder: Path, dtype: torch.dtype, device: torch.device) -> ForeignModel:
     """INVALID for what the library does not know or cannot read; never remote code, never
     pickles."""
+    # Any: the library's loaders have no types, or wrong ones.
+    library: Any = AutoModelForCausalLM
+    config, module = _loaded(library, folder, dtype, device, "a causal language model")
+    text = config.get_text_config(decoder=True)
+    return ForeignModel(
+        module,
+        family=str(config.model_type),
+        context_tokens=_context(text),
+        vocab_tokens=module.get_output_embeddings().weight.shape[0],
+        kv_token_bytes=2 * text.num_hidden_layers * text.hidden_size * dtype.itemsize,
+    )
+
+
+def load_foreign_encoder(
+    folder: Path, dtype: torch.dtype, device: torch.device, task: Task
+) -> ForeignEncoder:
+    """The same for encoders, with the head that the task needs."""
+    library: Any = AutoModel if task.kind == "embed" else AutoModelForSequenceClassification
+    config, module = _loaded(library, folder, dtype, device, "an encoder")
+    return ForeignEncoder(
+        module,
+        task,
+        family=str(config.model_type),
+        context_tokens=_context(config.get_text_config()),
+        takes_types="token_type_ids" in inspect.signature(module.forward).parameters,
+    )
+
+
+def _context(config: Any) -> int:
+    context = getattr(config, "max_position_embeddings", None)
+    return context if isinstance(context, int) else UNBOUNDED_CONTEXT_TOKENS
+
+
+def _loaded(
+    library: Any, folder: Path, dtype: torch.dtype, device: torch.device, what: str
+) -> tuple[Any, Any]:
+    """(config, module), every tensor of which was there (but for poolers, which nothing reads)."""
     with Tensors(folder, dtype=dtype, device=device):
         pass  # Missing and torn files are told apart here, with their paths.
-    # Any: the library's loaders have no types, or wrong ones.
     logs: Any = library_logging
-    library: Any = AutoModelForCausalLM
     logs.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -38,17 +80,10 @@ def load_foreign(folder: Path, dtype: torch.dtype, device: torch.device) -> Fore
         )
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         first = (str(error).splitlines() or [""])[0]
-        raise invalid(f"{folder} cannot be loaded as a causal language model: {first}") from error
-    missing = sorted(report["missing_keys"])
+        raise invalid(f"{folder} cannot be loaded as {what}: {first}") from error
+    pooler = library is AutoModel
+    missing = sorted(key for key in report["missing_keys"] if not (pooler and "pooler" in key))
     if missing:
         raise invalid(f"{folder}: tensor {missing[0]} is missing, and {len(missing) - 1} others")
-    text = config.get_text_config(decoder=True)
-    context = getattr(text, "max_position_embeddings", None)
     module.eval().to(device)
-    return ForeignModel(
-        module,
-        family=str(config.model_type),
-        context_tokens=context if isinstance(context, int) else UNBOUNDED_CONTEXT_TOKENS,
-        vocab_tokens=module.get_output_embeddings().weight.shape[0],
-        kv_token_bytes=2 * text.num_hidden_layers * text.hidden_size * dtype.itemsize,
-    )
+    return config, module

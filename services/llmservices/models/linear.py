@@ -1,7 +1,12 @@
 """Matrix products with weights, laid out once for the device that they run on."""
 
+from collections.abc import Callable
+from typing import Final
+
 import torch
 from torch.nn import functional
+
+from llmservices.models.spec import Activation
 
 
 class Linear:
@@ -35,6 +40,24 @@ class Linear:
         )
         return y
 
+    def activated(self, x: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """The activation of y; in one pass over it where the library can."""
+        fused = _FUSED.get(activation)
+        if not self._packed or fused is None:
+            return _ACTIVATED[activation](self(x))
+        name, algorithm = fused
+        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self._weight, self._bias, name, [], algorithm
+        )
+        return y
 
+
+_FUSED: Final = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "relu": ("relu", "")}
+_ACTIVATED: Final[dict[Activation, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu": functional.relu,
+    "silu": functional.silu,
+}
 _ROWS_HINT = 32
 """The layout is chosen for so many rows and serves every other count too."""

@@ -10,17 +10,20 @@ from typing import Literal, Protocol
 
 import torch
 
-from llmservices.models import gemma, gpt2, gpt_neox, llama
+from llmservices.models import bert, gemma, gpt2, gpt_neox, llama
 from llmservices.models.decoder import Decoder
+from llmservices.models.encoder import EncoderModel
 from llmservices.models.folder import Config, Tensors, read_config
 from llmservices.models.foreign import ForeignModel
 from llmservices.models.spec import DecoderSpec
+from llmservices.models.tasks import Task, read_task
 
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _LoadForeign = Callable[[Path, torch.dtype, torch.device], ForeignModel]
+_LoadForeignEncoder = Callable[[Path, torch.dtype, torch.device, Task], EncoderModel]
 _ReadSpec = Callable[[Config], DecoderSpec]
 _Build = Callable[[DecoderSpec, Config, Tensors], Decoder]
 _FAMILIES: dict[str, tuple[_ReadSpec, _Build]] = {
@@ -60,7 +63,7 @@ class Model(Protocol):
 
 
 def load(folder: Path, *, dtype: DtypeChoice = "auto", device: torch.device) -> Model:
-    """Load a causal language model.
+    """Load a causal language model, or an encoder (an `EncoderModel`).
 
     INVALID, with the path: not a model folder, a part of it is missing or torn, a tensor has the
     wrong shape (both are named), remote code, or a quantisation that is not supported.
@@ -72,6 +75,9 @@ def load(folder: Path, *, dtype: DtypeChoice = "auto", device: torch.device) -> 
     if "auto_map" in config:
         raise config.error("auto_map asks for code from the folder, which is never run")
     family = config.text("model_type")
+    task = read_task(folder)
+    if task.kind != "generate":
+        return _load_encoder(folder, config, task, dtype=_wanted(config, dtype), device=device)
     with (
         torch.inference_mode(),
         Tensors(folder, dtype=_wanted(config, dtype), device=device) as tensors,
@@ -83,6 +89,17 @@ def load(folder: Path, *, dtype: DtypeChoice = "auto", device: torch.device) -> 
     # need it.
     foreign: _LoadForeign = importlib.import_module("llmservices.models.foreign_load").load_foreign
     return foreign(folder, _wanted(config, dtype), device)
+
+
+def _load_encoder(
+    folder: Path, config: Config, task: Task, *, dtype: torch.dtype, device: torch.device
+) -> EncoderModel:
+    if config.text("model_type") in bert.FAMILIES:
+        with torch.inference_mode(), Tensors(folder, dtype=dtype, device=device) as tensors:
+            return bert.build(bert.read_spec(config), task, config, tensors)
+    module = importlib.import_module("llmservices.models.foreign_load")
+    foreign: _LoadForeignEncoder = module.load_foreign_encoder
+    return foreign(folder, dtype, device, task)
 
 
 def _wanted(config: Config, dtype: DtypeChoice) -> torch.dtype:

@@ -296,7 +296,7 @@ class SinkThread:
             output_tokens=self.tokens,
             prompt_tokens=self.prompt_tokens,
             stop=stop,
-            error=_error_kind(kind) if failed else None,
+            error=error_kind(kind) if failed else None,
             detail=(detail or error) if failed else "",
         )
 
@@ -349,6 +349,6 @@ def reopen(vocabulary: Vocabulary, state: SinkState, message: SinkOpen) -> SinkT
     return thread
 
 
-def _error_kind(name: str) -> ErrorKind:
+def error_kind(name: str) -> ErrorKind:
     """The kind in `KIND: detail`; INTERNAL where it is none."""
     return ErrorKind(name) if name in ErrorKind.__members__ else ErrorKind.INTERNAL

@@ -12,6 +12,7 @@ import msgspec
 from llmproto import limits
 from llmproto.errors import invalid
 
+from llmservices.models.tasks import ENCODER_FILES, Task, module_files, task_of
 from llmservices.texts.tokenizer_config import (
     CHAT_TEMPLATE,
     SPECIAL_TOKENS,
@@ -104,6 +105,8 @@ class ModelFolder(msgspec.Struct, frozen=True):
     """16 bytes, over the names, sizes and contents of TOKENIZER_FILES alone: what text and ids
     depend on.
     """
+    task: Task = Task("generate")
+    """Generates, embeds, classifies; what the result's columns mean."""
 
 
 def inspect(folder: Path) -> ModelFolder:
@@ -117,6 +120,11 @@ def inspect(folder: Path) -> ModelFolder:
                 "another one"
             )
     config = decode_file(folder / CONFIG, small[CONFIG], Config)
+    small |= read_small(folder, ENCODER_FILES)
+    small |= read_small(folder, tuple(module_files(folder, small)))
+    task = task_of(folder, small)
+    if task.kind == "generate":  # what other libraries put beside it changes nothing here
+        small = {name: content for name, content in small.items() if name in SMALL_FILES}
     text = config.text_config or config
     generation = decode_file(
         folder / GENERATION_CONFIG, small.get(GENERATION_CONFIG, b"{}"), GenerationConfig
@@ -126,27 +134,29 @@ def inspect(folder: Path) -> ModelFolder:
     bos = _ids(text.bos_token_id) or _ids(config.bos_token_id) or _ids(generation.bos_token_id)
     eos = {*_ids(config.eos_token_id), *_ids(text.eos_token_id), *_ids(generation.eos_token_id)}
     dtypes = (text.dtype, text.torch_dtype, config.dtype, config.torch_dtype, files[0].dtype)
+    context_tokens = _required(
+        folder,
+        "max_position_embeddings",
+        text.context_tokens(),
+        config.context_tokens(),
+        family.context_tokens,
+    )
     return ModelFolder(
         path=str(folder),
         architecture=(config.architectures or [""])[0],
         model_type=config.model_type or "",
-        context_tokens=_required(
-            folder,
-            "max_position_embeddings",
-            text.context_tokens(),
-            config.context_tokens(),
-            family.context_tokens,
-        ),
+        context_tokens=min(context_tokens, task.input_tokens_max or context_tokens),
         vocab_tokens=_required(
             folder, "vocab_size", text.vocab_size, config.vocab_size, family.vocab_tokens
         ),
-        eos_tokens=tuple(sorted(eos)),
+        eos_tokens=tuple(sorted(eos)) if task.kind == "generate" else (),
         bos_token=bos[0] if bos else None,
         dtype=next((name.removeprefix("torch.") for name in dtypes if name), "float32"),
         weight_bytes=sum(file.size_bytes for file in files),
         weight_files=tuple(file.name for file in files),
         has_chat_template=read_tokenizer_config(folder, small).chat_template is not None,
         digest=_digest(folder, small, files),
+        task=task,
         tokenizer_digest=tokenizer_digest(small),
     )
 
@@ -232,12 +242,13 @@ def _digest(folder: Path, small: dict[str, bytes], files: list[weights.WeightFil
     """BLAKE2b of 16 bytes over all files that make the model what it is; others (a README) do not
     count.
 
-    First SMALL_FILES, as `_small_hasher` feeds them.  Then for each weight file, in the order of
-    names: name, NUL, size as 8 bytes little endian, the whole safetensors header, and the samples
-    of `weights.add_samples`.  So a changed tensor that keeps its place in a file of over 32 MiB may
-    go unseen; another size, name, shape or configuration never does.
+    First the small files (SMALL_FILES; of an encoder those of its modules too), as `_small_hasher`
+    feeds them.  Then for each weight file, in the order of names: name, NUL, size as 8 bytes little
+    endian, the whole safetensors header, and the samples of `weights.add_samples`.  So a changed
+    tensor that keeps its place in a file of over 32 MiB may go unseen; another size, name, shape or
+    configuration never does.
     """
-    hasher = _small_hasher(small, SMALL_FILES)
+    hasher = _small_hasher(small, tuple(small))
     for file in files:
         hasher.update(file.name.encode() + b"\0" + file.size_bytes.to_bytes(8, "little"))
         hasher.update(file.header)

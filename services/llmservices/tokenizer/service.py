@@ -18,6 +18,7 @@ from libllm.service import Handlers, Request, Service
 from llmproto import limits, wire
 from llmproto.base import Message
 from llmproto.connection import Failed
+from llmproto.encoding import Encode, Encoded, Vectors
 from llmproto.errors import ErrorKind, RemoteError, invalid
 from llmproto.generation import (
     Accepted,
@@ -53,6 +54,8 @@ from llmproto.threads import (
 )
 
 from llmservices.tokenizer.core import Gap, SinkThread, TextRow, reopen
+from llmservices.tokenizer.encode import check_model, prepare_inputs, text_bytes
+from llmservices.tokenizer.encodings import Encodings
 from llmservices.tokenizer.folder import ModelFolder, inspect
 from llmservices.tokenizer.measures import Measures
 from llmservices.tokenizer.request import Prepared, encode_prompt, prepare
@@ -90,6 +93,7 @@ class Tokenizer(Service):
         self._name = (process, incarnation)
         self._built_in = built_in
         self._streams = Streams()
+        self._encodings = Encodings(port)
         self._vocabularies = Vocabularies()
         self._folders: dict[bytes, ModelFolder] = {}
         self._loading: dict[bytes, asyncio.Future[Vocabulary]] = {}
@@ -110,14 +114,18 @@ class Tokenizer(Service):
             SinkOpen: self.sink_open,
             SinkDrop: self.sink_drop,
             TokenizeAsk: self.tokenize,
+            Encode: self.encode,
+            Vectors: self.vectors,
             ModelAdd: self.add_model,
         }
 
     def holding(self) -> Holding:
         """All threads, each with the last position received."""
         live = self._streams.by_thread
+        calls = self._encodings.by_thread
         positions = [max(one.position, 0) for one in live.values()]
-        return Holding(self._progress, list(live), positions)
+        positions += [one.position for one in calls.values()]
+        return Holding(self._progress, [*live, *calls], positions)
 
     async def start(self) -> None:
         """Put the built-in models into the table; the default's vocabulary is there for its first
@@ -291,6 +299,44 @@ class Tokenizer(Service):
         )
         return Tokenized(tokens, entry.context_tokens)
 
+    async def encode(self, encode: Encode, request: Request) -> None:
+        """Encode the inputs, spawn their thread, answer with its vectors."""
+        self._progress += 1
+        self._measures.requests.add()
+        self._reporter.changed()
+        try:
+            entry = await self._model(encode.model)
+            check_model(encode, entry)
+            folder, vocabulary = await self._load(entry)
+            prepared = await self._beside(
+                text_bytes(encode), lambda: prepare_inputs(encode, vocabulary, folder)
+            )
+        except RemoteError:
+            self._measures.refused.add()
+            raise
+        self._measures.prompt_tokens.add(len(prepared.tokens))
+        width, vectors = await self._encodings.compute(
+            encode,
+            entry.name,
+            prepared,
+            cause=request.id,
+            deadline_ms=request.header.deadline_ms,
+        )
+        answer = Encoded(
+            model=entry.name,
+            width=width,
+            tokens=prepared.lengths,
+            truncated=prepared.truncated,
+            labels=list(folder.task.labels),
+            problem=folder.task.problem,
+        )
+        request.reply(answer, blobs=(vectors,))
+
+    def vectors(self, vectors: Vectors, request: Request) -> None:
+        """Calls are computed."""
+        self._progress += 1
+        self._encodings.vectors(vectors, request.blobs[0])
+
     # --- models -----------------------------------------------------------------------------------
 
     async def add_model(self, add: ModelAdd, request: Request) -> ModelAdded:
@@ -317,6 +363,7 @@ class Tokenizer(Service):
             weight_bytes=folder.weight_bytes,
             end_tokens=list(folder.eos_tokens),
             chat=folder.has_chat_template,
+            task=folder.task.kind,
         )
 
     async def _model(self, name: str | None) -> ModelEntry:
@@ -365,6 +412,8 @@ class Tokenizer(Service):
         ):
             live = live_of.get(thread)
             if live is None:
+                if end:
+                    self._encodings.ended(thread, end, "" if errors is None else errors[row])
                 continue
             text = live.text.push(
                 position,
@@ -422,6 +471,9 @@ class Tokenizer(Service):
 
     def sink_open(self, opened: SinkOpen, request: Request) -> None:
         """A thread of an earlier incarnation, or one of which something was lost."""
+        if not opened.sink_state:
+            self._encodings.opened(opened)
+            return
         state = decode_sink_state(opened.sink_state)
         try:
             vocabulary = self._reopened(state)
@@ -470,7 +522,8 @@ class Tokenizer(Service):
     def sink_drop(self, drop: SinkDrop, request: Request) -> None:
         """The kernel knows nothing of these any more."""
         for thread in drop.threads:
-            self._streams.drop(thread)
+            if not self._encodings.dropped(thread):
+                self._streams.drop(thread)
 
     # --- readers ----------------------------------------------------------------------------------
 

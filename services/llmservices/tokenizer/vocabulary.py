@@ -6,8 +6,9 @@ tokenizer.json, which is refused here).
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import tokenizers
 from llmproto import limits
@@ -31,6 +32,15 @@ LONG_CHARACTERS: Final = 2048
 time, and other threads go on."""
 
 
+class Encoded(NamedTuple):
+    """One input of an encoder."""
+
+    tokens: list[int]
+    pair_at: int
+    """How many of them come before the second text; all, where there is none."""
+    cut: bool = False
+
+
 class Vocabulary:
     """Immutable once loaded; safe to share between threads of any number."""
 
@@ -46,6 +56,8 @@ class Vocabulary:
             self.chat_template = ChatTemplate(config.chat_template, config.named)
         self.template_names = config.template_names
         self._tokenizer = tokenizer
+        self._cutting: dict[int, tokenizers.Tokenizer] = {}
+        """By length: tokenizers that cut."""
         added = tokenizer.get_added_tokens_decoder()
         special = {token.content for token in added.values() if token.special}
         self._contents = _contents(tokenizer)
@@ -66,6 +78,37 @@ class Vocabulary:
     def encode_rendered(self, text: str) -> list[int]:
         """The ids of a rendered chat: its template has written the special tokens already."""
         return self._ids(text, add_special_tokens=False)
+
+    def encode_inputs(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, *, longest: int | None
+    ) -> list[Encoded]:
+        """Inputs of an encoder, alone or with a second text each, the special tokens included;
+        cut to `longest` tokens where that is given (of a pair, from its longer text)."""
+        tokenizer = self._tokenizer if longest is None else self._cutter(longest)
+        inputs: list[str] | list[tuple[str, str]] = list(texts)
+        if pairs is not None:
+            inputs = list(zip(texts, pairs, strict=True))
+        try:
+            found = tokenizer.encode_batch_fast(inputs, add_special_tokens=True)
+        except TypeError as error:  # how the library answers a string that has no UTF-8
+            raise invalid("a text is not Unicode; send no lone surrogates") from error
+        return [
+            Encoded(
+                list(each.ids),
+                len(each.ids) if pairs is None else _first_of_second(each.type_ids),
+                bool(each.overflowing),
+            )
+            for each in found
+        ]
+
+    def _cutter(self, longest: int) -> tokenizers.Tokenizer:
+        """A copy, as cutting is a tokenizer's own state."""
+        found = self._cutting.get(longest)
+        if found is None:
+            found = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+            found.enable_truncation(longest, strategy="longest_first")
+            self._cutting[longest] = found
+        return found
 
     def decode(self, tokens: list[int]) -> str:
         """The text of these ids alone, without the hidden ones."""
@@ -136,6 +179,10 @@ class Vocabularies:
     def check(self) -> None:
         """Assert the invariant."""
         assert len(self._loaded) <= self._count_max
+
+
+def _first_of_second(types: Sequence[int]) -> int:
+    return next((at for at, kind in enumerate(types) if kind), len(types))
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:

@@ -30,7 +30,7 @@ def test_threads(llmos: CommandLine) -> None:
 
 def test_models(llmos: CommandLine) -> None:
     lines = llmos("models").stdout.splitlines()
-    assert lines[1].split()[:6] == ["embedded", "ready", "512", "1.0", "MB", "yes"]
+    assert lines[1].split()[:6] == ["embedded", "ready", "512", "1.0", "MB", "chat"]
     rows = llmos("models", "--json").document()
     assert isinstance(rows, list)
     assert [row["model"]["name"] for row in rows] == ["embedded", "plain"]

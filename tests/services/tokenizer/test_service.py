@@ -15,6 +15,7 @@ from libllm.service import Request
 from llmproto import limits, wire
 from llmproto.base import Header, Message
 from llmproto.connection import Failed
+from llmproto.encoding import Encode, Vectors
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.generation import (
     Accepted,
@@ -703,4 +704,5 @@ def test_every_message_has_a_handler(tmp_path: Path) -> None:
     assert asyncio.run(handlers()) == {
         *(Committed, StreamAcked, Generate, Attach),
         *(SinkOpen, SinkDrop, TokenizeAsk, ModelAdd),
+        *(Encode, Vectors),
     }
