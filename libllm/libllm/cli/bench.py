@@ -19,6 +19,7 @@ class What(StrEnum):
     CORE = "core"
     SHAPE = "shape"
     SERVE = "serve"
+    COMPARE = "compare"
 
 
 PROGRAMS: Final = {
@@ -30,6 +31,7 @@ PROGRAMS: Final = {
     What.CORE: ("llmservices.executor.bench",),
     What.SHAPE: ("llmservices.models.shapes",),
     What.SERVE: ("libllm.bench.serve",),
+    What.COMPARE: ("libllm.bench.compare",),
 }
 
 
@@ -46,7 +48,8 @@ def bench(
             help="boot: boot, rest, memory. cpu: processor time a token. recovery: SIGKILL to the "
             "next token. overhead: a system against its engine alone (--folder). kernel: the "
             "kernel's core. core: the engine. shape NAME FOLDER: a random-weight model. "
-            "serve: a load on any OpenAI-compatible server, or on a system."
+            "serve: a load on any OpenAI-compatible server, or on a system. compare: "
+            "this system and other engines in turn."
         ),
     ],
     arguments: Annotated[

@@ -1,0 +1,38 @@
+"""OpenVINO GenAI: `PYTHON -m libllm.bench.compare.drivers.openvino MODEL FOLDER`.
+
+MODEL is what it reads (a GGUF file, or a folder in its own format), FOLDER has the config.json.
+"""
+
+import sys
+
+import numpy
+import openvino
+import openvino_genai
+
+from libllm.bench.compare.drivers.lines import Prompts, serve, vocabulary_of
+
+
+def main() -> None:
+    """Load and serve."""
+    model, folder = sys.argv[1:3]
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.cache_size = 2
+    scheduler.max_num_batched_tokens = 4096
+    scheduler.max_num_seqs = 64
+    scheduler.enable_prefix_caching = False
+    pipeline = openvino_genai.ContinuousBatchingPipeline(model, scheduler, "CPU")
+
+    def compute(prompts: Prompts, output: int) -> None:
+        wanted = openvino_genai.GenerationConfig()
+        wanted.max_new_tokens = wanted.min_new_tokens = output
+        wanted.ignore_eos = True
+        wanted.do_sample = False
+        tensors = [openvino.Tensor(numpy.array([ids], dtype=numpy.int64)) for ids in prompts]
+        pipeline.generate(tensors, [wanted] * len(tensors))
+
+    version = openvino_genai.__version__
+    serve("openvino", version, compute, vocabulary=vocabulary_of(folder))
+
+
+if __name__ == "__main__":
+    main()

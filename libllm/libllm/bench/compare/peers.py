@@ -1,0 +1,207 @@
+"""The engines that are compared: each can be started, asked for the time of a case, and stopped."""
+
+import asyncio
+import json
+import re
+import shutil
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final, Protocol
+
+from llmproto.errors import ErrorKind, RemoteError
+
+from libllm.bench.compare.cases import Case
+from libllm.bench.system import generate, prompt_of, system
+from libllm.client import AsyncClient
+from libllm.config import child_environment
+
+LINE_S: Final = 900.0
+"""The slowest answer that is waited for: an engine that loads and compiles."""
+NAME: Final = "measured"
+
+
+class Peer(Protocol):
+    """One engine with one model."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def start(self) -> str:
+        """Load; gives its version.  RemoteError(UNAVAILABLE) says why it is not here."""
+
+    async def rate(self, case: Case, salt: int) -> float:
+        """Tokens a second, measured once."""
+
+    async def stop(self) -> None:
+        """End it."""
+
+
+class Ours:
+    """The whole system, asked through libllm."""
+
+    def __init__(self, folder: Path, config: str) -> None:
+        self.name = "llmos"
+        self._folder = folder
+        self._config = config
+        self._stack = AsyncExitStack()
+        self._client: AsyncClient | None = None
+
+    async def start(self) -> str:
+        """Boot, add the model, load it."""
+        client, _, _ = await self._stack.enter_async_context(system(self._config))
+        self._client = client
+        await client.add_model(self._folder, NAME)
+        await generate(client, prompt_of(16, 1), 2, NAME)
+        rows = [row for row in await client.models() if row.model.name == NAME]
+        return rows[0].path
+
+    async def rate(self, case: Case, salt: int) -> float:
+        """As Peer says."""
+        whole = 0.0 if case.is_prefill else await self._seconds(case, case.output, salt)
+        return case.rate(whole, await self._seconds(case, 1, salt + 500_000))
+
+    async def _seconds(self, case: Case, output: int, salt: int) -> float:
+        assert self._client is not None
+        loop = asyncio.get_running_loop()
+        prompts = [prompt_of(case.prompt, salt * 1000 + n) for n in range(case.streams)]
+        began = loop.time()
+        done = await asyncio.gather(
+            *(generate(self._client, prompt, output, NAME) for prompt in prompts)
+        )
+        assert all(tokens == output for _, tokens in done)
+        return loop.time() - began
+
+    async def stop(self) -> None:
+        """Shut the system down."""
+        await self._stack.aclose()
+
+
+class Driven:
+    """An engine behind `libllm.bench.compare.drivers`, in an interpreter that has it."""
+
+    def __init__(
+        self, name: str, python: Path, arguments: Sequence[str], environment: dict[str, str]
+    ) -> None:
+        self.name = name
+        self._command = [
+            *(str(python), "-m", f"libllm.bench.compare.drivers.{name.partition('-')[0]}"),
+            *arguments,
+        ]
+        self._environment = environment
+        self._process: Process | None = None
+
+    async def start(self) -> str:
+        """Load the model."""
+        path = child_environment()["PYTHONPATH"]
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=PIPE,
+                stdout=PIPE,
+                env={**child_environment(), **self._environment, "PYTHONPATH": path},
+            )
+        except OSError as error:
+            raise _absent(self.name, f"{self._command[0]}: {error.strerror}") from None
+        return str((await self._line())["version"])
+
+    async def rate(self, case: Case, salt: int) -> float:
+        """As Peer says."""
+        whole = 0.0 if case.is_prefill else await self._seconds(case, case.output, salt)
+        return case.rate(whole, await self._seconds(case, 1, salt + 500_000))
+
+    async def _seconds(self, case: Case, output: int, salt: int) -> float:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        asked = {"streams": case.streams, "prompt": case.prompt, "output": output, "salt": salt}
+        self._process.stdin.write(json.dumps(asked).encode() + b"\n")
+        return float((await self._line())["seconds"])
+
+    async def _line(self) -> dict[str, float | str]:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        async with asyncio.timeout(LINE_S):
+            line = await self._process.stdout.readline()
+        if not line:
+            code = await self._process.wait()
+            raise _absent(self.name, f"it ended with exit code {code}")
+        answer: dict[str, float | str] = json.loads(line)
+        return answer
+
+    async def stop(self) -> None:
+        """End it."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+
+class LlamaCpp:
+    """llama.cpp's own benchmarks, started anew for every figure: `llama-batched-bench` for decode,
+    `llama-bench` for prefill."""
+
+    def __init__(self, name: str, binaries: Path, model: Path, threads: int) -> None:
+        self.name = name
+        self._binaries = binaries
+        self._model = model
+        self._threads = threads
+
+    async def start(self) -> str:
+        """Look whether it is there."""
+        for program in ("llama-bench", "llama-batched-bench"):
+            if shutil.which(str(self._binaries / program)) is None:
+                raise _absent(self.name, f"{self._binaries / program} is not there")
+        if not self._model.is_file():
+            raise _absent(self.name, f"{self._model} is not there")
+        return self._model.name
+
+    async def rate(self, case: Case, salt: int) -> float:
+        """As Peer says; every start is as cold as the other."""
+        common = ("-m", str(self._model), "-t", str(self._threads))
+        if case.is_prefill:
+            output = await self._run(
+                "llama-bench", *common, "-p", str(case.prompt), "-n", "0", "-fa", "1", "-o", "json"
+            )
+            return float(json.loads(output)[0]["avg_ts"])
+        context = case.streams * (case.prompt + case.output) + 64
+        output = await self._run(
+            *("llama-batched-bench", *common, "-c", str(context), "-b", "2048", "-ub", "512"),
+            *("-npp", str(case.prompt), "-ntg", str(case.output), "-npl", str(case.streams)),
+            *("-fa", "on", "--output-format", "jsonl"),
+        )
+        return speed_tg(output)
+
+    async def _run(self, program: str, *arguments: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            str(self._binaries / program),
+            *arguments,
+            stdout=PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        output, _ = await process.communicate()
+        if process.returncode:
+            raise _absent(self.name, f"{program} ended with exit code {process.returncode}")
+        return output.decode()
+
+    async def stop(self) -> None:
+        """Nothing runs."""
+
+
+def speed_tg(output: str) -> float:
+    """Generated tokens a second, of the one line that llama-batched-bench printed as JSON."""
+    found = re.search(r'"speed_tg":\s*([0-9.]+)', output)
+    if found is None:
+        raise RemoteError(
+            ErrorKind.INTERNAL, f"llama-batched-bench printed no speed_tg: {output[-200:]!r}"
+        )
+    return float(found[1])
+
+
+def transformers_peer(folder: Path, dtype: str) -> Driven:
+    """In the interpreter that runs this."""
+    return Driven("transformers", Path(sys.executable), [str(folder), dtype], {})
+
+
+def _absent(name: str, why: str) -> RemoteError:
+    return RemoteError(ErrorKind.UNAVAILABLE, f"{name}: {why}")
