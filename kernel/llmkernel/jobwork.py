@@ -261,6 +261,13 @@ class JobWork:
         t = self._t
         job = self._current(session, done.job, done.attempt)
         job.doing = done.doing[: limits.NAME_BYTES_MAX]
+        largest = max(map(_metrics_bytes, done.reports), default=0)
+        if largest > limits.JOB_METRICS_BYTES_MAX:
+            raise RemoteError(
+                ErrorKind.INVALID,
+                f"the metrics of one step take {largest} bytes, at most "
+                f"{limits.JOB_METRICS_BYTES_MAX} may be kept of all since a checkpoint",
+            )
         rows = self._fresh(job, done.reports)
         if job.end is None and t.journal_room and (rows or done.steps_total != job.steps_total):
             t.record(StepsReported(job.id, rows, done.steps_total))

@@ -118,7 +118,9 @@ def _fit(
         free = device.memory_bytes - granted.get(name, 0)
         if asked[name] > free:
             ever = asked[name] <= device.memory_bytes
-            has = f"{free} of {device.memory_bytes} are free" if ever else f"{device.memory_bytes}"
+            has = (
+                f"{device.memory_bytes}, {free} of them free" if ever else f"{device.memory_bytes}"
+            )
             return Misfit(f"{asked[name]} bytes of memory are asked for; {name} has {has}", ever)
     cores = group[0].cores
     each = ranks.cores_each(group[0])

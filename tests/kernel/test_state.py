@@ -3,17 +3,26 @@
 from collections.abc import Iterator
 from itertools import islice
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llmkernel.events import Record
 from llmkernel.facts import (
     AnyFact,
+    AttemptBegun,
+    AttemptLost,
     Booted,
+    CheckpointTaken,
+    JobAdmitted,
+    JobChanged,
+    JobOver,
+    JobsForgotten,
     KeyAdded,
     KeyRemoved,
     KeySpent,
     ModelRegistered,
     ModelRemoved,
+    StepsReported,
     TenantSeen,
     ThreadAdmitted,
     ThreadChanged,
@@ -28,6 +37,7 @@ from llmkernel.testkit.rig import MODEL, MS, Rig
 from llmproto import limits
 from llmproto.errors import ErrorKind
 from llmproto.generation import Sampling, TokenScore
+from llmproto.jobs import JobKind, JobState, StepReport
 
 THREADS = st.integers(0, 3)
 SECOND = 1_000_000_000
@@ -110,8 +120,59 @@ class Life:
                 self.record(Booted(state.epoch + 1, self.now_ns, 0))
             case 14:
                 self.now_ns += limits.RESUME_MS_MAX * MS // 2
+            case 15 if len(state.jobs) < 4:
+                self.made += 1
+                self.record(job(self.made, self.now_ns))
+            case 16 | 17 | 18 | 19 | 20:
+                self.work(what, which)
             case _:
                 pass
+
+    def work(self, what: int, which: int) -> None:
+        """Something happens to a job, if there is one."""
+        jobs = list(self.state.jobs)
+        if not jobs:
+            return
+        job = jobs[which % len(jobs)]
+        match what:
+            case 16 if job.end is None:
+                self.record(AttemptBegun(job.id, job.attempt + 1))
+                self.record(AttemptLost(job.id, job.deaths + which % 2, job.losses + 1))
+            case 17 if job.end is None:
+                reports = [StepReport(job.step + n, n / 3) for n in range(1, 2 + which)]
+                self.record(StepsReported(job.id, reports, 99))
+            case 18 if job.end is None:
+                step = max(job.checkpoint_step, job.step - which % 2)
+                self.record(CheckpointTaken(job.id, step.to_bytes(32), step, 8 * step))
+            case 19:
+                self.record(JobChanged(job.id, which > 1, which, -1))
+            case _ if job.end is None:
+                self.record(JobOver(job.id, JobState.FAILED, self.now_ns, error=ErrorKind.INVALID))
+            case _:
+                self.record(JobsForgotten([job.id], self.now_ns))
+
+
+def job(number: int, now_ns: int) -> JobAdmitted:
+    return JobAdmitted(
+        job=number.to_bytes(8),
+        tenant=1,
+        key=number.to_bytes(16),
+        kind=JobKind.TRAIN,
+        name="bot",
+        recipe=b"r",
+        processes=1,
+        memory_bytes=1,
+        cores=None,
+        device=None,
+        service_class=3,
+        priority=0,
+        admitted_ns=now_ns,
+    )
+
+
+@pytest.fixture(autouse=True)
+def few_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "JOB_REPORTS_KEPT", 3)
 
 
 def replayed(records: list[bytes]) -> State:
@@ -122,7 +183,7 @@ def replayed(records: list[bytes]) -> State:
     return state
 
 
-STEPS = st.lists(st.tuples(st.integers(0, 14), THREADS), max_size=40)
+STEPS = st.lists(st.tuples(st.integers(0, 20), THREADS), max_size=40)
 
 
 @given(STEPS)
@@ -181,6 +242,13 @@ def test_facts_about_unknown_threads_are_left_overs() -> None:
         ThreadsForgotten([b"t" * 8], 6),
         ModelRemoved("x"),
         KeyRemoved("x"),
+        AttemptBegun(b"j" * 8, 1),
+        AttemptLost(b"j" * 8, 1, 1),
+        StepsReported(b"j" * 8, [StepReport(1, 0.5)], 2),
+        CheckpointTaken(b"j" * 8, bytes(32), 1, 1),
+        JobChanged(b"j" * 8, True, 1, 1),
+        JobOver(b"j" * 8, JobState.DONE, 5),
+        JobsForgotten([b"j" * 8], 6),
     ):
         state.apply(fact)
     state.check()

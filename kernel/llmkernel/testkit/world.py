@@ -27,6 +27,7 @@ from llmkernel.events import (
     Arrived,
     ChildExited,
     ChildForked,
+    Effect,
     Event,
     Forward,
     Halt,
@@ -220,6 +221,8 @@ class World:
     ) -> None:
         self.random = random.Random(seed)
         self.ledger = Ledger()
+        self.watch: Callable[[Effect], None] = lambda effect: None
+        """Is shown every effect, before anything happens of it."""
         self.fast = False
         """Executors compute other tokens in every residency; otherwise as in exact mode."""
         self.config = config
@@ -353,6 +356,7 @@ class World:
         effects = self.kernel.handle(self.now_ns, event)
         for effect in effects:
             self.trace.update(self._encoder.encode(effect))
+            self.watch(effect)
             if isinstance(effect, Record):
                 self.journal.append(facts.encode(effect.fact))
                 self.ledger.record(effect.fact)
