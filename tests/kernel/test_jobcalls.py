@@ -178,7 +178,7 @@ def test_answers_fit_a_message() -> None:
         spawned = client.the(JobSpawned).job
         found = rig.kernel.tables.state.jobs.by_id[spawned]
         rig.kernel._jobs.finish(found, JobState.FAILED, detail="x" * limits.DETAIL_BYTES_MAX)
-        found.ranks.clear()
+        rig.kernel._jobs.stop_ranks(found)
     client.say(JobsAsk())
     listed = client.the(Jobs).rows
     assert 200 < len(listed) < 400
