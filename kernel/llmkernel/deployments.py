@@ -68,8 +68,12 @@ class Deployments:
             if serving not in known.proved:  # it was waited for, and never came
                 serving = known.proved[-1] if known.proved else call.model
             self._record(self._begun(call, serving, known.proved))
-        elif (known.replicas, known.device) != (call.replicas, call.device):
-            self._record(structs.replace(known, replicas=call.replicas, device=call.device))
+        else:
+            again = structs.replace(
+                known, replicas=call.replicas, device=call.device, key=call.key
+            )
+            if again != known:
+                self._record(again)
         self.staff()
 
     def _begun(self, call: ModelDeploy, serving: str, proved_before: list[str]) -> Deployed:
@@ -84,6 +88,7 @@ class Deployments:
             state=DeploymentState.ROLLING,
             detail="",
             changed_s=self._now_s(),
+            key=call.key,
         )
         if serving == call.model and serving in proved_before:
             one = structs.replace(one, state=DeploymentState.LIVE, proved=proved(one))
@@ -149,6 +154,7 @@ class Deployments:
             device=one.device,
             detail=failure.detail if failure is not None and broken else one.detail,
             changed_s=one.changed_s,
+            key=one.key,
         )
 
     # --- keeping account --------------------------------------------------------------------------

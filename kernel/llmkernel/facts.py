@@ -265,6 +265,8 @@ class Deployed(Fact, frozen=True, tag=30):
     state: DeploymentState
     detail: str
     changed_s: int
+    key: bytes | None = None
+    """Of the request that asked for this."""
 
 
 class Undeployed(Fact, frozen=True, tag=31):

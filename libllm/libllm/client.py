@@ -23,6 +23,7 @@ from llmproto.generation import Generate, TokenizeAsk, Tokenized
 from llmproto.jobs import JobRow
 from llmproto.metrics import MetricsAsk, MetricsText
 from llmproto.models import (
+    DeploymentRow,
     ModelAdd,
     ModelAdded,
     ModelAsk,
@@ -57,6 +58,7 @@ from llmproto.tenants import (
     KeysAsk,
 )
 from llmproto.threads import Done, ThreadCancel, ThreadRenice, ThreadResume, ThreadSuspend
+from llmproto.versions import Collected, Deploying, Saved, Verified, VersionRow
 
 from libllm import boot
 from libllm.config import Home
@@ -78,6 +80,7 @@ from libllm.vectors import (
     encode_all,
     inputs_of,
 )
+from libllm.versions import ANY_TAG, VersionTable
 
 PATIENCE_S: Final = 60.0
 """How long a question to a system in trouble is repeated before it fails with DEADLINE."""
@@ -99,6 +102,7 @@ class AsyncClient:
         self._patience_s = patience_s
         self._connection: Connection | None = None
         self._jobs = JobTable(self._ask)
+        self._versions = VersionTable(self._ask)
 
     @classmethod
     def over(cls, connection: Connection, *, patience_s: float = PATIENCE_S) -> "AsyncClient":
@@ -414,6 +418,87 @@ class AsyncClient:
     async def data(self, message: DataClean | DataAugment | DataInspect) -> DataReport:
         """Clean, augment or inspect data files; an operator's right."""
         return await self._jobs.data(message)
+
+    # --- versions ------------------------------------------------------------------------------
+
+    async def import_version(
+        self, path: str | Path, name: str, *, base: str | None = None
+    ) -> Saved:
+        """Copy a Hugging Face folder into the store, as a version of this name; a peft adapter on
+        its `base`."""
+        return await self._versions.import_version(path, name, base=base)
+
+    async def export_version(self, reference: str, path: str | Path, *, merge: bool = True) -> None:
+        """Write a version as a plain folder; an adapter merged into its base, or (`merge` false)
+        alone."""
+        await self._versions.export_version(reference, path, merge=merge)
+
+    async def versions(
+        self,
+        name: str | None = None,
+        *,
+        checkpoints: bool = False,
+        limit: int = 200,
+        patience_s: float | None = None,
+    ) -> list[VersionRow]:
+        """The versions of a name, or all, newest first."""
+        return await self._versions.versions(
+            name, checkpoints=checkpoints, limit=limit, patience_s=patience_s
+        )
+
+    async def version(self, reference: str) -> VersionRow:
+        """One version, with its files; INVALID names what there is."""
+        return await self._versions.version(reference)
+
+    async def tag(self, reference: str, tag: str, *, expect: str | None = ANY_TAG) -> None:
+        """Let a tag stand on a version.  With `expect` only if it stands on that version now (None:
+        on nothing); else STALE."""
+        await self._versions.tag(reference, tag, expect=expect)
+
+    async def untag(self, name: str, tag: str) -> None:
+        """Remove a tag."""
+        await self._versions.untag(name, tag)
+
+    async def remove_version(self, reference: str) -> None:
+        """Forget a version that is neither deployed nor tagged; its objects go with `collect`."""
+        await self._versions.remove_version(reference)
+
+    async def verify(self, reference: str | None = None) -> Verified:
+        """Read and compare every object of a version, or of all."""
+        return await self._versions.verify(reference)
+
+    async def collect(self) -> Collected:
+        """Remove what no version needs."""
+        return await self._versions.collect()
+
+    async def deploy(
+        self,
+        reference: str,
+        *,
+        name: str | None = None,
+        replicas: int = 1,
+        device: str | None = None,
+        gate: str = "",
+        wait: bool = True,
+    ) -> Deploying:
+        """Let a name (else the version's own) serve a version, if the gate (`accuracy>=0.87`) holds
+        of its metrics.  Running threads go on where they are.  With `wait`, until it serves;
+        INVALID where it cannot be loaded, and then the previous one serves on."""
+        return await self._versions.deploy(
+            reference, name=name, replicas=replicas, device=device, gate=gate, wait=wait
+        )
+
+    async def rollback(self, name: str, *, wait: bool = True) -> Deploying:
+        """Let a name serve what it served before, or else the parent of what it serves."""
+        return await self._versions.rollback(name, wait=wait)
+
+    async def undeploy(self, name: str) -> None:
+        """Let a name serve nothing; its threads go on to their end."""
+        await self._versions.undeploy(name)
+
+    async def deployments(self) -> list[DeploymentRow]:
+        """Every name that serves a version."""
+        return await self._versions.deployments()
 
     # --- plug-ins ------------------------------------------------------------------------------
 

@@ -13,10 +13,11 @@ from typing import Literal, TypeVar, Unpack, overload
 from llmproto.base import Message
 from llmproto.data import DataAugment, DataClean, DataInspect, DataReport
 from llmproto.jobs import JobRow
-from llmproto.models import ModelAdded, ModelRow
+from llmproto.models import DeploymentRow, ModelAdded, ModelRow
 from llmproto.operation import ProcessRow, Status, ThreadRow
 from llmproto.recipes import DataRecipe, Recipe
 from llmproto.tenants import KeyRow
+from llmproto.versions import Collected, Deploying, Saved, Verified, VersionRow
 
 from libllm.client import AsyncClient, connect_async
 from libllm.connection import CONNECT_S
@@ -29,6 +30,7 @@ from libllm.recipes import Flags, Paths
 from libllm.results import Completion, Piece
 from libllm.syncjobs import Job
 from libllm.vectors import Classification, Embeddings
+from libllm.versions import ANY_TAG
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -340,6 +342,85 @@ class Client:
     def data(self, message: DataClean | DataAugment | DataInspect) -> DataReport:
         """Clean, augment or inspect data files; an operator's right."""
         return self._loop.run(self._client.data(message))
+
+    def import_version(self, path: str | Path, name: str, *, base: str | None = None) -> Saved:
+        """Copy a Hugging Face folder into the store, as a version of this name; a peft adapter on
+        its `base`."""
+        return self._loop.run(self._client.import_version(path, name, base=base))
+
+    def export_version(self, reference: str, path: str | Path, *, merge: bool = True) -> None:
+        """Write a version as a plain folder; an adapter merged into its base, or (`merge` false)
+        alone."""
+        self._loop.run(self._client.export_version(reference, path, merge=merge))
+
+    def versions(
+        self,
+        name: str | None = None,
+        *,
+        checkpoints: bool = False,
+        limit: int = 200,
+        patience_s: float | None = None,
+    ) -> list[VersionRow]:
+        """The versions of a name, or all, newest first."""
+        return self._loop.run(
+            self._client.versions(name, checkpoints=checkpoints, limit=limit, patience_s=patience_s)
+        )
+
+    def version(self, reference: str) -> VersionRow:
+        """One version, with its files; INVALID names what there is."""
+        return self._loop.run(self._client.version(reference))
+
+    def tag(self, reference: str, tag: str, *, expect: str | None = ANY_TAG) -> None:
+        """Let a tag stand on a version.  With `expect` only if it stands on that version now (None:
+        on nothing); else STALE."""
+        self._loop.run(self._client.tag(reference, tag, expect=expect))
+
+    def untag(self, name: str, tag: str) -> None:
+        """Remove a tag."""
+        self._loop.run(self._client.untag(name, tag))
+
+    def remove_version(self, reference: str) -> None:
+        """Forget a version that is neither deployed nor tagged; its objects go with `collect`."""
+        self._loop.run(self._client.remove_version(reference))
+
+    def verify(self, reference: str | None = None) -> Verified:
+        """Read and compare every object of a version, or of all."""
+        return self._loop.run(self._client.verify(reference))
+
+    def collect(self) -> Collected:
+        """Remove what no version needs."""
+        return self._loop.run(self._client.collect())
+
+    def deploy(
+        self,
+        reference: str,
+        *,
+        name: str | None = None,
+        replicas: int = 1,
+        device: str | None = None,
+        gate: str = "",
+        wait: bool = True,
+    ) -> Deploying:
+        """Let a name (else the version's own) serve a version, if the gate (`accuracy>=0.87`) holds
+        of its metrics.  Running threads go on where they are.  With `wait`, until it serves;
+        INVALID where it cannot be loaded, and then the previous one serves on."""
+        return self._loop.run(
+            self._client.deploy(
+                reference, name=name, replicas=replicas, device=device, gate=gate, wait=wait
+            )
+        )
+
+    def rollback(self, name: str, *, wait: bool = True) -> Deploying:
+        """Let a name serve what it served before, or else the parent of what it serves."""
+        return self._loop.run(self._client.rollback(name, wait=wait))
+
+    def undeploy(self, name: str) -> None:
+        """Let a name serve nothing; its threads go on to their end."""
+        self._loop.run(self._client.undeploy(name))
+
+    def deployments(self) -> list[DeploymentRow]:
+        """Every name that serves a version."""
+        return self._loop.run(self._client.deployments())
 
     def call(
         self,

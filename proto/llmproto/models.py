@@ -140,6 +140,10 @@ class ModelDeploy(Message, frozen=True):
     """`name@digest`."""
     replicas: Annotated[int, Meta(ge=1, le=64)] = 1
     device: Name | None = None
+    """Of a device, or a kind of device."""
+    key: Id16 | None = None
+    """Of the request for this; DeploymentRow shows the last one, so that a repeated request is
+    known."""
 
 
 class ModelUndeploy(Message, frozen=True):
@@ -175,6 +179,8 @@ class DeploymentRow(msgspec.Struct, frozen=True):
     device: Name | None = None
     detail: Detail = ""
     changed_s: Int53 = 0
+    key: Id16 | None = None
+    """Of the last ModelDeploy."""
 
 
 class DeploymentsAsk(Message, frozen=True):
