@@ -418,8 +418,14 @@ class Kernel:
     def _fail_waiting(self, model: str, kind: ErrorKind, detail: str) -> None:
         self._deployments.taken_back(model, detail)
         for thread in self.tables.queue.all_waiting(model):
-            if not self._deployments.moved(thread):
-                self._lifecycle.finish(thread, END_ERROR, error=kind, detail=detail)
+            if self._deployments.moved(thread):
+                continue
+            if thread.lengths and self._deployments.replaced(thread):
+                # Its client computes it again, by the entry that serves.
+                failed = ErrorKind.UNAVAILABLE
+            else:
+                failed = kind
+            self._lifecycle.finish(thread, END_ERROR, error=failed, detail=detail)
 
     # --- time -------------------------------------------------------------------------------------
 

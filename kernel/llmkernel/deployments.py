@@ -69,9 +69,7 @@ class Deployments:
                 serving = known.proved[-1] if known.proved else call.model
             self._record(self._begun(call, serving, known.proved))
         else:
-            again = structs.replace(
-                known, replicas=call.replicas, device=call.device, key=call.key
-            )
+            again = structs.replace(known, replicas=call.replicas, device=call.device, key=call.key)
             if again != known:
                 self._record(again)
         self.staff()
@@ -328,9 +326,8 @@ class Deployments:
     def moved(self, thread: Thread) -> bool:
         """Where its model cannot be loaded, a thread that has computed nothing goes to what its
         deployment serves instead."""
-        t = self._t
-        one = t.state.deployments.get(thread.deployment or "")
-        if one is None or one.serving == thread.model or thread.output_tokens:
+        one = self.replaced(thread)
+        if one is None or thread.output_tokens or thread.lengths:
             return False
         old, new = self._entry(thread.model), self._entry(one.serving)
         if old is None or new is None or not exchangeable(old, new):
@@ -339,6 +336,11 @@ class Deployments:
             return False
         self._lifecycle.move(thread, one.serving)
         return True
+
+    def replaced(self, thread: Thread) -> Deployed | None:
+        """The deployment by which it was asked for, if that serves another entry."""
+        one = self._t.state.deployments.get(thread.deployment or "")
+        return one if one is not None and one.serving != thread.model else None
 
     def _entry(self, name: str) -> ModelEntry | None:
         registered = self._t.state.models.get(name)

@@ -94,7 +94,5 @@ class Queue:
     def all_waiting(self, model: str) -> list[Thread]:
         """Every thread that waits for a model, in order."""
         heap = self._heaps.get(model, [])
-        living = {
-            key: t for key, t in heap if self._waiting.get(t.id) == key and t.model == model
-        }
+        living = {key: t for key, t in heap if self._waiting.get(t.id) == key and t.model == model}
         return [living[key] for key in sorted(living)]

@@ -16,6 +16,7 @@ from llmproto.connection import Failed
 from llmproto.encoding import Encode, Vectors
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.generation import Sampling
+from llmproto.models import ModelFound
 from llmproto.threads import END_ERROR, SinkAcked, SinkOpen, ThreadSpawn, ThreadSpawned
 
 from llmservices.tokenizer.core import error_kind
@@ -58,7 +59,7 @@ class Encodings:
     async def compute(
         self,
         encode: Encode,
-        model: str,
+        found: ModelFound,
         prepared: PreparedInputs,
         *,
         cause: bytes,
@@ -69,7 +70,8 @@ class Encodings:
             key=encode.key,
             index=0,
             digest=prepared.digest,
-            model=model,
+            model=found.model.name,
+            deployment=found.deployment,
             tokens=wire.pack_tokens(prepared.tokens),
             output_tokens_max=0,
             sampling=Sampling(),

@@ -6,7 +6,7 @@ done in the callback of its message, never in a task that runs later.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Final, TypeVar
@@ -72,6 +72,8 @@ INLINE_BYTES: Final = 8192
 """Prompts up to this are encoded at once, within some 5 ms; longer ones beside the loop."""
 REMIND_S: Final = limits.STREAM_SILENT_MS / 1000
 """An end that was not acknowledged for so long is said again, and then less and less often."""
+SWAPS_MAX: Final = 8
+"""How often a request may meet a swap on its way; each takes a model's loading time."""
 LOST_MAX: Final = 1024
 """Streams that cannot be made anew, remembered to say why to whoever asks."""
 T = TypeVar("T")
@@ -160,34 +162,48 @@ class Tokenizer(Service):
         self._reporter.changed()
         began_s = time.monotonic()
         try:
-            entry = await self._model(generate.model)
-            folder, vocabulary = await self._load(entry)
-            now = datetime.now().astimezone()
-            prepared = await self._beside(
-                _prompt_bytes(generate.prompt, generate.messages),
-                lambda: prepare(generate, vocabulary, folder, now=now),
-            )
-
-            def spawn(choice: int) -> "asyncio.Future[bytes]":
-                return self._spawn(
-                    generate, choice, entry.name, prepared, vocabulary, folder, request, began_s
-                )
-
-            # Once one choice stands, the others wait for room: cancelling it would end its key.
-            first = await spawn(0)
-            try:
-                rest = await self._all([spawn(choice) for choice in range(1, generate.choices)])
-            except RemoteError:
-                self._port.send(ThreadCancel(first))
-                raise
-            threads = [first, *rest]
+            return await self._current(lambda: self._accept(generate, request, began_s))
         except RemoteError:
             self._measures.refused.add()
             raise
+
+    async def _current(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Try again where what a deployment serves was swapped between the question for the model
+        and the spawn."""
+        for _ in range(SWAPS_MAX):
+            try:
+                return await attempt()
+            except RemoteError as error:
+                if error.kind is not ErrorKind.STALE:
+                    raise
+        return await attempt()
+
+    async def _accept(self, generate: Generate, request: Request, began_s: float) -> Accepted:
+        found = await self._found(generate.model)
+        folder, vocabulary = await self._load(found.model)
+        now = datetime.now().astimezone()
+        prepared = await self._beside(
+            _prompt_bytes(generate.prompt, generate.messages),
+            lambda: prepare(generate, vocabulary, folder, now=now),
+        )
+
+        def spawn(choice: int) -> "asyncio.Future[bytes]":
+            return self._spawn(
+                generate, choice, found, prepared, vocabulary, folder, request, began_s
+            )
+
+        # Once one choice stands, the others wait for room: cancelling it would end its key.
+        first = await spawn(0)
+        try:
+            rest = await self._all([spawn(choice) for choice in range(1, generate.choices)])
+        except RemoteError as error:
+            if error.kind is not ErrorKind.STALE:  # tried again, with the same key
+                self._port.send(ThreadCancel(first))
+            raise
         self._measures.prompt_tokens.add(len(prepared.tokens))
         return Accepted(
-            threads=threads,
-            model=entry.name,
+            threads=[first, *rest],
+            model=found.model.name,
             prompt_tokens=len(prepared.tokens),
             prompt=prepared.tokens if prepared.prompt_texts else [],
             prompt_texts=prepared.prompt_texts,
@@ -215,7 +231,7 @@ class Tokenizer(Service):
         self,
         generate: Generate,
         choice: int,
-        model: str,
+        found: ModelFound,
         prepared: Prepared,
         vocabulary: Vocabulary,
         folder: ModelFolder,
@@ -225,7 +241,7 @@ class Tokenizer(Service):
         stream = generate.key + bytes([choice])
         sampling = prepared.sampling_of(choice)
         state = SinkState(
-            model=model,
+            model=found.model.name,
             tokenizer_digest=folder.tokenizer_digest,
             folder=folder.path,
             stream=stream,
@@ -266,7 +282,8 @@ class Tokenizer(Service):
             key=generate.key,
             index=choice,
             digest=prepared.digest,
-            model=model,
+            model=found.model.name,
+            deployment=found.deployment,
             tokens=wire.pack_tokens(prepared.tokens),
             output_tokens_max=prepared.output_tokens_max,
             sampling=sampling,
@@ -288,7 +305,7 @@ class Tokenizer(Service):
 
     async def tokenize(self, ask: TokenizeAsk, request: Request) -> Tokenized:
         """What ids a text becomes."""
-        entry = await self._model(ask.model)
+        entry = (await self._found(ask.model)).model
         folder, vocabulary = await self._load(entry)
         now = datetime.now().astimezone()
         tokens = await self._beside(
@@ -304,8 +321,12 @@ class Tokenizer(Service):
         self._progress += 1
         self._measures.requests.add()
         self._reporter.changed()
+        await self._current(lambda: self._encode(encode, request))
+
+    async def _encode(self, encode: Encode, request: Request) -> None:
         try:
-            entry = await self._model(encode.model)
+            found = await self._found(encode.model)
+            entry = found.model
             check_model(encode, entry)
             folder, vocabulary = await self._load(entry)
             prepared = await self._beside(
@@ -317,7 +338,7 @@ class Tokenizer(Service):
         self._measures.prompt_tokens.add(len(prepared.tokens))
         width, vectors = await self._encodings.compute(
             encode,
-            entry.name,
+            found,
             prepared,
             cause=request.id,
             deadline_ms=request.header.deadline_ms,
@@ -364,10 +385,11 @@ class Tokenizer(Service):
             end_tokens=list(folder.eos_tokens),
             chat=folder.has_chat_template,
             task=folder.task.kind,
+            tokenizer=folder.tokenizer_digest,
         )
 
-    async def _model(self, name: str | None) -> ModelEntry:
-        return (await self._port.call(ModelAsk(name), ModelFound)).model
+    async def _found(self, name: str | None) -> ModelFound:
+        return await self._port.call(ModelAsk(name), ModelFound)
 
     async def _load(self, entry: ModelEntry) -> tuple[ModelFolder, Vocabulary]:
         """A model's folder and vocabulary, read when first asked for."""
