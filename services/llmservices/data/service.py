@@ -15,12 +15,13 @@ from libllm.events import Holding
 from libllm.port import Port
 from libllm.service import Handlers, Request, Service
 from llmproto import limits
-from llmproto.data import Prepare, Prepared, Segment, SegmentAsk
+from llmproto.data import Prepare, Prepared, Rows, RowsAsk, Segment, SegmentAsk
 from llmproto.errors import ErrorKind, RemoteError
 
 from llmservices.data.cache import Cache, Contents
 from llmservices.data.plans import Planned, prepare
 from llmservices.data.segments import SegmentMade, make_segment
+from llmservices.data.textrows import make_rows
 
 PLANS_MAX: Final = 64
 """Plans that are known: two for each running job, and room.  The least recently asked is
@@ -44,6 +45,7 @@ class DataService(Service):
     def __init__(self, port: Port, home: Home, config: DataConfig) -> None:
         self._port = port
         self._cache = Cache(home.cache / "data", bytes_max=config.cache_bytes_max)
+        self._texts = home.cache / "data" / "texts"
         self._contents = Contents()
         self._plans: OrderedDict[bytes, Planned] = OrderedDict()
         self._works: dict[Hashable, asyncio.Future[Any]] = {}  # Any: each work has its own result
@@ -55,7 +57,7 @@ class DataService(Service):
 
     def handlers(self) -> Handlers:
         """What it takes."""
-        return {Prepare: self.prepare, SegmentAsk: self.segment}
+        return {Prepare: self.prepare, SegmentAsk: self.segment, RowsAsk: self.rows}
 
     def holding(self) -> Holding:
         """Progress: rows and pieces of work done."""
@@ -99,6 +101,15 @@ class DataService(Service):
         ahead.add_done_callback(_look_away)
         ahead.add_done_callback(self._ahead.discard)
         return Segment(str(made.path), made.digest, made.bytes)
+
+    async def rows(self, message: RowsAsk, request: Request) -> Rows:
+        """Rows as text, in a file."""
+        key = msgspec.msgpack.encode(message)
+        return await self._share(("rows", key), self._long, lambda: self._make_rows(message))
+
+    def _make_rows(self, message: RowsAsk) -> Rows:
+        """In a worker thread."""
+        return make_rows(message, folder=self._texts, cache=self._cache, progress=self._advance)
 
     async def _segment(self, plan: bytes, planned: Planned, index: int) -> SegmentMade:
         found = self._segments.get((plan, index))

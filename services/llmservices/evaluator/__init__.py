@@ -1,0 +1,1 @@
+"""The evaluator: judges a served model on data, one job a process."""
