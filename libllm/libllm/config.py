@@ -225,10 +225,17 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Tokenised rows under cache/data; beyond it the least recently used are removed."""
 
 
+class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[store]"""
+
+    bytes_max: Bytes | None = None
+    """Of all versions together, shared content counted once; absent: what the disk holds."""
+
+
 class ServicesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """[services]"""
 
-    run: tuple[str, ...] = ("tokenizer", "monitor", "gateway")
+    run: tuple[str, ...] = ("tokenizer", "monitor", "store", "gateway")
     """Started at boot, beside executors and the data service, which start on demand."""
 
 
@@ -240,6 +247,7 @@ class SystemConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trainer: TrainerConfig = TrainerConfig()
     gateway: GatewayConfig = GatewayConfig()
     models: ModelsConfig = ModelsConfig()
+    store: StoreConfig = StoreConfig()
     services: ServicesConfig = ServicesConfig()
     data: DataConfig = DataConfig()
 

@@ -95,6 +95,9 @@ class Save(Message, frozen=True):
     adapter the base's weights)."""
     lineage: Lineage = Lineage()
     metrics: dict[str, float] = {}
+    keep: Annotated[int, Meta(ge=1, le=1000)] = 1
+    """Of a checkpoint: how many of its job's stay.  One more does, until the next save: the kernel
+    may not have heard of this one yet."""
 
 
 class Saved(Message, frozen=True):

@@ -18,8 +18,8 @@ def test_without_a_file_all_is_default(tmp_path: Path) -> None:
     config = SystemConfig.read(tmp_path / "config.toml")
     assert config == SystemConfig()
     assert (config.kernel.sync, config.gateway.host) == ("group", "127.0.0.1")
-    assert config.services.run == ("tokenizer", "monitor", "gateway")
     assert (config.trainer.share_while_serving, config.trainer.cores) == (0.25, None)
+    assert config.services.run == ("tokenizer", "monitor", "store", "gateway")
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:

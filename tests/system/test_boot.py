@@ -236,6 +236,7 @@ IMPORTS = {
     "llmkernel.__main__": {"numpy", *HEAVY},
     "llmservices.monitor.__main__": {"numpy", *HEAVY},
     "llmservices.tokenizer.__main__": {"torch", "transformers", "typer", "starlette"},
+    "llmservices.store.__main__": {"numpy", *HEAVY},
     "llmservices.gateway.__main__": {"torch", "transformers", "typer", "tokenizers"},
 }
 

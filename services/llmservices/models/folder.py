@@ -1,4 +1,7 @@
-"""Reads a Hugging Face model folder: `config.json` as typed values, safetensors as checked tensors.
+"""Reads a model folder: `config.json` as typed values, weights as checked tensors.
+
+The folder is a plain Hugging Face one, or a version's: then every byte of the weights is compared
+with its digest, and an adapter is merged in.
 
 Must never run anything from the folder; whatever is wrong with it is INVALID and names the path.
 """
@@ -12,6 +15,9 @@ import msgspec
 import torch
 from llmproto.errors import RemoteError, invalid
 from safetensors import SafetensorError, safe_open
+
+from llmservices.versions.manifest import check_files, is_version
+from llmservices.versions.weights import VersionTensors
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -102,7 +108,7 @@ class _Slice(Protocol):
     def get_shape(self) -> list[int]: ...
 
 
-class _File(Protocol):
+class _SafeFile(Protocol):
     """What is used of `safetensors.safe_open`, which comes without types."""
 
     def keys(self) -> list[str]: ...
@@ -110,6 +116,71 @@ class _File(Protocol):
     def get_slice(self, name: str) -> _Slice: ...
 
     def get_tensor(self, name: str) -> torch.Tensor: ...
+
+
+class _Source(Protocol):
+    """Where a folder's tensors come from."""
+
+    def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> list[int]: ...
+
+    def read(self, name: str) -> torch.Tensor:
+        """As stored; a view of the file where `is_own` is false."""
+
+    is_own: bool
+
+    def close(self) -> None: ...
+
+
+class _Plain:
+    """One safetensors file."""
+
+    is_own = False
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file: _SafeFile = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise invalid(f"{path} is torn or not a safetensors file: {error}") from error
+        self._path = path
+
+    def names(self) -> list[str]:
+        return self._file.keys()
+
+    def shape(self, name: str) -> list[int]:
+        return self._file.get_slice(name).get_shape()
+
+    def read(self, name: str) -> torch.Tensor:
+        try:
+            return self._file.get_tensor(name)
+        except SafetensorError as error:
+            raise invalid(f"{self._path}: tensor {name} cannot be read: {error}") from error
+
+    def close(self) -> None:
+        """The file ends with this object."""
+
+
+class _Version:
+    """A version of the store."""
+
+    is_own = True
+
+    def __init__(self, folder: Path) -> None:
+        self._tensors = VersionTensors(folder)
+        check_files(folder, self._tensors.manifest)
+
+    def names(self) -> list[str]:
+        return self._tensors.names
+
+    def shape(self, name: str) -> list[int]:
+        return self._tensors.entry(name).shape
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._tensors.read(name)
+
+    def close(self) -> None:
+        self._tensors.close()
 
 
 class Tensors:
@@ -124,8 +195,10 @@ class Tensors:
         self._folder = folder
         self._dtype = dtype
         self._device = device
-        self._open = {path: _open(path) for path in _shards(folder)}
-        self._where = {name: file for file in self._open.values() for name in file.keys()}  # noqa: SIM118
+        self._open: list[_Source] = (
+            [_Version(folder)] if is_version(folder) else [_Plain(path) for path in _shards(folder)]
+        )
+        self._where = {name: source for source in self._open for name in source.names()}
 
     def __enter__(self) -> Self:
         return self
@@ -137,6 +210,8 @@ class Tensors:
         traceback: TracebackType | None,
     ) -> None:
         self._where.clear()
+        for source in self._open:
+            source.close()
         self._open.clear()
 
     def __contains__(self, name: str) -> bool:
@@ -145,20 +220,29 @@ class Tensors:
     def take(self, name: str, *shape: int) -> torch.Tensor:
         """The tensor, in the wanted precision, on the device; INVALID with both shapes where
         they differ."""
-        file = self._where.get(name)
-        if file is None:
+        source = self._where.get(name)
+        if source is None:
             raise invalid(f"{self._folder}: tensor {name} is missing")
-        found = tuple(file.get_slice(name).get_shape())
+        found = tuple(source.shape(name))
         if found != shape:
             raise invalid(f"{self._folder}: tensor {name} has shape {found}; config says {shape}")
-        try:
-            tensor = file.get_tensor(name)
-        except SafetensorError as error:
-            raise invalid(f"{self._folder}: tensor {name} cannot be read: {error}") from error
+        tensor = source.read(name)
         if not tensor.is_floating_point():
             raise invalid(f"{self._folder}: tensor {name} is {tensor.dtype}; want floating point")
-        # A copy, always: what comes from the file is a view of its memory map.
-        return tensor.to(device=self._device, dtype=self._dtype or tensor.dtype, copy=True)
+        # What comes from a plain file is a view of its memory map: always a copy.
+        dtype = self._dtype or tensor.dtype
+        return tensor.to(device=self._device, dtype=dtype, copy=not source.is_own)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor as `take` gives it, whatever its shape and type."""
+        source = self._where[name]
+        tensor = source.read(name)
+        dtype = self._dtype if self._dtype and tensor.is_floating_point() else tensor.dtype
+        return tensor.to(device=self._device, dtype=dtype, copy=not source.is_own)
+
+    def names(self) -> list[str]:
+        """Of all there are."""
+        return list(self._where)
 
     def optional(self, name: str, *shape: int) -> torch.Tensor | None:
         return self.take(name, *shape) if name in self else None
@@ -193,11 +277,3 @@ def _shards(folder: Path) -> list[Path]:
         if not (folder / shard).exists():
             raise invalid(f"{folder / shard} is missing; {INDEX} names {len(shards)} shards")
     return [folder / shard for shard in shards]
-
-
-def _open(path: Path) -> _File:
-    try:
-        file: _File = safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise invalid(f"{path} is torn or not a safetensors file: {error}") from error
-    return file

@@ -18,6 +18,7 @@ from transformers.utils import logging as library_logging
 from llmservices.models.folder import Tensors
 from llmservices.models.foreign import ForeignEncoder, ForeignModel
 from llmservices.models.tasks import Task
+from llmservices.versions.manifest import is_version
 
 UNBOUNDED_CONTEXT_TOKENS = 4096
 """Taken for architectures that state no longest context."""
@@ -63,15 +64,19 @@ def _loaded(
     library: Any, folder: Path, dtype: torch.dtype, device: torch.device, what: str
 ) -> tuple[Any, Any]:
     """(config, module), every tensor of which was there (but for poolers, which nothing reads)."""
-    with Tensors(folder, dtype=dtype, device=device):
-        pass  # Missing and torn files are told apart here, with their paths.
+    state: dict[str, torch.Tensor] | None = None
+    # Missing and torn files are told apart here, with their paths.
+    with Tensors(folder, dtype=dtype, device=torch.device("cpu")) as tensors:
+        if is_version(folder):
+            state = {name: tensors.read(name) for name in tensors.names()}
     logs: Any = library_logging
     logs.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         module, report = library.from_pretrained(
-            folder,
+            folder if state is None else None,
             config=config,
+            state_dict=state,
             dtype=dtype,
             trust_remote_code=False,
             use_safetensors=True,

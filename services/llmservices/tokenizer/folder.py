@@ -100,18 +100,21 @@ class ModelFolder(msgspec.Struct, frozen=True):
     weight_files: tuple[str, ...]
     has_chat_template: bool
     digest: bytes
-    """16 bytes; see `_digest`."""
+    """16 bytes; see `_digest`.  Of a version of the store, the beginning of its own."""
     tokenizer_digest: bytes
     """16 bytes, over the names, sizes and contents of TOKENIZER_FILES alone: what text and ids
     depend on.
     """
     task: Task = Task("generate")
     """Generates, embeds, classifies; what the result's columns mean."""
+    version: bytes | None = None
+    """Digest of the store's version that it is, where it is one."""
 
 
 def inspect(folder: Path) -> ModelFolder:
-    """Read and check a folder; quick whatever the weights' size."""
+    """Read and check a folder, plain or a version's; quick whatever the weights' size."""
     folder = _directory(folder)
+    version = weights.read_version(folder)
     small = read_small(folder, SMALL_FILES)
     for name, what in ((CONFIG, "is no model folder"), (TOKENIZER, "has no tokenizer")):
         if name not in small:
@@ -130,7 +133,11 @@ def inspect(folder: Path) -> ModelFolder:
         folder / GENERATION_CONFIG, small.get(GENERATION_CONFIG, b"{}"), GenerationConfig
     )
     family = FAMILIES.get(text.model_type or "", Family())
-    files = [weights.read_weight_file(folder, name) for name in weights.weight_names(folder)]
+    files = (
+        [weights.read_weight_file(folder, name) for name in weights.weight_names(folder)]
+        if version is None
+        else version.files
+    )
     bos = _ids(text.bos_token_id) or _ids(config.bos_token_id) or _ids(generation.bos_token_id)
     eos = {*_ids(config.eos_token_id), *_ids(text.eos_token_id), *_ids(generation.eos_token_id)}
     dtypes = (text.dtype, text.torch_dtype, config.dtype, config.torch_dtype, files[0].dtype)
@@ -155,9 +162,10 @@ def inspect(folder: Path) -> ModelFolder:
         weight_bytes=sum(file.size_bytes for file in files),
         weight_files=tuple(file.name for file in files),
         has_chat_template=read_tokenizer_config(folder, small).chat_template is not None,
-        digest=_digest(folder, small, files),
         task=task,
+        digest=_digest(folder, small, files) if version is None else version.digest[:16],
         tokenizer_digest=tokenizer_digest(small),
+        version=None if version is None else version.digest,
     )
 
 

@@ -386,6 +386,7 @@ class Tokenizer(Service):
             chat=folder.has_chat_template,
             task=folder.task.kind,
             tokenizer=folder.tokenizer_digest,
+            version=folder.version,
         )
 
     async def _found(self, name: str | None) -> ModelFound:

@@ -13,6 +13,8 @@ from typing import Final
 import msgspec
 from llmproto.errors import RemoteError, invalid
 
+from llmservices.versions.manifest import check_files, is_version, read_manifest
+
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 HEADER_BYTES_MAX: Final = 100_000_000  # the specification's own bound
@@ -29,6 +31,13 @@ class WeightIndex(msgspec.Struct):
     weight_map: dict[str, str]
 
 
+class Version(msgspec.Struct, frozen=True):
+    """What is read of a version of the store: its manifest, and no object."""
+
+    digest: bytes
+    files: "list[WeightFile]"
+
+
 class WeightFile(msgspec.Struct, frozen=True):
     """One whole safetensors file."""
 
@@ -37,6 +46,23 @@ class WeightFile(msgspec.Struct, frozen=True):
     size_bytes: int
     dtype: str | None
     """The element type of its first tensor, in the words of config.json."""
+
+
+def read_version(folder: Path) -> Version | None:
+    """Of a version's folder, its small files compared with its manifest; None for a plain folder.
+
+    An adapter weighs what its base does: it is merged in when it is loaded.
+    """
+    if not is_version(folder):
+        return None
+    manifest, digest = read_manifest(folder)
+    check_files(folder, manifest)
+    group = manifest.group(WEIGHTS)
+    if group is None:
+        raise invalid(f"{folder}: the version has no {WEIGHTS}: it is no model that can be served")
+    dtype = DTYPES.get(group.tensors[0].dtype) if group.tensors else None
+    file = WeightFile(name=WEIGHTS, header=b"", size_bytes=group.size_bytes, dtype=dtype)
+    return Version(digest, [file])
 
 
 def unreadable(path: Path, error: OSError) -> RemoteError:

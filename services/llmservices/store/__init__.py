@@ -1,0 +1,1 @@
+"""The store: versions of models, whole or absent."""
