@@ -21,6 +21,7 @@ from llmkernel.core import Kernel
 from llmkernel.devices import detect
 from llmkernel.events import KernelConfig, Restarted
 from llmkernel.initlink import Link
+from llmkernel.jobwork import RENDEZVOUS
 from llmkernel.journal import Journal, Options
 from llmkernel.rejected import read_rejected
 from llmkernel.remote import open_door
@@ -132,6 +133,9 @@ async def serve(
     )
     for exit in promoted.exits:  # nobody is struck for a death that no kernel saw
         home.crash_note(exit.name, exit.incarnation).unlink(missing_ok=True)
+    if promoted.kernel_incarnation == 1:
+        for path in home.run.glob(f"{RENDEZVOUS}*"):  # of attempts before this boot
+            path.unlink(missing_ok=True)
     heard = [event for message in since for event in shell.events_of(message)]
     door = open_door(home, config.kernel.listen)
     await shell.run(home.socket, [first, *heard], door=door)

@@ -50,6 +50,8 @@ JOB_NICE: Final = 10
 all of an idle one."""
 QUIET_MS: Final = 1_000
 """A reader's next question follows within moments: the share does not follow each of them."""
+RENDEZVOUS: Final = "job-"
+"""How the names of the files begin that the ranks of an attempt meet at; job and attempt follow."""
 ROLES: Final = {JobKind.TRAIN: "trainer", JobKind.EVALUATE: "evaluator"}
 
 
@@ -215,7 +217,7 @@ class JobWork:
                 recipe=job.recipe,
                 rank=process.rank,
                 processes=job.processes,
-                rendezvous=f"{t.config.run_folder}/job-{job.id.hex()}-{job.attempt}",
+                rendezvous=f"{t.config.run_folder}/{RENDEZVOUS}{job.id.hex()}-{job.attempt}",
                 share=job.share,
                 checkpoint=job.checkpoint,
                 step=job.checkpoint_step,
