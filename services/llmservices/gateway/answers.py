@@ -127,6 +127,56 @@ class ChatChunk(msgspec.Struct, frozen=True):
     usage: Usage | None = None
 
 
+class InputUsage(msgspec.Struct, frozen=True):
+    """Tokens of all inputs together, special ones included."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingRow(msgspec.Struct, frozen=True):
+    """The vector of one input."""
+
+    index: int
+    embedding: list[float] | str
+    """Numbers, or (`encoding_format` base64) the text of their little-endian float32."""
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingList(msgspec.Struct, frozen=True):
+    """Answer of /v1/embeddings."""
+
+    data: list[EmbeddingRow]
+    model: str
+    usage: InputUsage
+    object: Literal["list"] = "list"
+
+
+class ClassRow(msgspec.Struct, frozen=True):
+    """What a classifier says of one input."""
+
+    index: int
+    label: str
+    """The most likely one; of a regression its name."""
+    probs: list[float]
+    """One a label, in the order of `labels`; of a regression the number itself."""
+    num_classes: int
+    object: Literal["classification"] = "classification"
+
+
+class ClassList(msgspec.Struct, frozen=True):
+    """Answer of /v1/classify."""
+
+    data: list[ClassRow]
+    model: str
+    labels: list[str]
+    problem: Literal["single_label", "multi_label", "regression"] | str
+    """What the probabilities are: of one label (they add up to 1), of each label for itself, or
+    plain numbers."""
+    usage: InputUsage
+    object: Literal["list"] = "list"
+
+
 class ModelObject(msgspec.Struct, frozen=True):
     """A model."""
 
@@ -139,6 +189,8 @@ class ModelObject(msgspec.Struct, frozen=True):
     default: bool
     object: Literal["model"] = "model"
     owned_by: str = "llmos"
+    task: str = "generate"
+    """generate, embed, classify or regress."""
 
 
 class ModelList(msgspec.Struct, frozen=True):

@@ -24,7 +24,7 @@ from llmservices.gateway import core, openapi
 from llmservices.gateway.answers import HealthBody, ModelList, ModelObject, StreamDeleted
 from llmservices.gateway.bodies import ChatBody, CompletionBody, decode
 from llmservices.gateway.endpoint import Call, Endpoint, Handle, http_exception, read_body
-from llmservices.gateway.errors import HttpError
+from llmservices.gateway.errors import HttpError, model_not_found
 from llmservices.gateway.health import Health
 from llmservices.gateway.keys import Keys
 from llmservices.gateway.llm import Llm, MessageT
@@ -41,6 +41,7 @@ from llmservices.gateway.pieces import (
 from llmservices.gateway.reading import Reading, unless_gone
 from llmservices.gateway.sse import Mark, StreamName, completion_id, read_id, read_name
 from llmservices.gateway.streaming import Events, EventStream, FinishedStream, Part
+from llmservices.gateway.vectors import VectorRoutes
 
 STREAMS_MAX: Final = 2048
 """Read at once by one worker: each buffers at most its credit."""
@@ -57,6 +58,7 @@ Build = Callable[[bytes, bytes, int, bool], core.Wanted]
 def application(llm: Llm, keys: Keys, measures: Measures, *, body_bytes_max: int) -> Starlette:
     """All routes."""
     routes = Routes(llm, measures, body_bytes_max=body_bytes_max)
+    vectors = VectorRoutes(llm, measures, body_bytes_max=body_bytes_max)
     table: list[tuple[str, str, Handle]] = [
         ("GET", "/health", routes.health),
         ("GET", "/metrics", routes.metrics),
@@ -65,6 +67,8 @@ def application(llm: Llm, keys: Keys, measures: Measures, *, body_bytes_max: int
         ("GET", "/v1/models/{model:path}", routes.model),
         ("POST", "/v1/completions", routes.completions),
         ("POST", "/v1/chat/completions", routes.chat),
+        ("POST", "/v1/embeddings", vectors.embeddings),
+        ("POST", "/v1/classify", vectors.classify),
         ("GET", "/v1/streams/{stream}", routes.resume),
         ("DELETE", "/v1/streams/{stream}", routes.cancel),
     ]
@@ -128,7 +132,7 @@ class Routes:
         for row in await self._model_rows():
             if row.model.name == name:
                 return _json(_model(row))
-        raise _model_not_found(name, "there is no such model")
+        raise model_not_found(name, "there is no such model")
 
     # --- generating -------------------------------------------------------------------------------
 
@@ -241,7 +245,7 @@ class Routes:
         found = await self._try(ModelAsk(generate.model), ModelFound, tenant)
         if found is None:
             if generate.model is not None:
-                raise _model_not_found(generate.model, error.detail)
+                raise model_not_found(generate.model, error.detail)
             return
         tokens = len(generate.prompt_tokens or ())
         if generate.prompt_tokens is None:
@@ -321,16 +325,7 @@ def _model(row: ModelRow) -> ModelObject:
         chat=entry.chat,
         state=row.state.value,
         default=row.default,
-    )
-
-
-def _model_not_found(name: str, detail: str) -> HttpError:
-    return HttpError(
-        404,
-        f"model {name!r}: {detail}",
-        type="invalid_request_error",
-        param="model",
-        code="model_not_found",
+        task=entry.task,
     )
 
 

@@ -22,6 +22,8 @@ Bias = Annotated[float, Meta(ge=-100.0, le=100.0)]
 Stop = Annotated[str, Meta(min_length=1, max_length=limits.STOP_BYTES_MAX)]
 Stops = Annotated[list[Stop], Meta(max_length=limits.STOPS_MAX)]
 Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+INPUTS_MAX: Final = 2048
+"""Of one request to an encoder; OpenAI's own limit."""
 OutputTokens = Annotated[int, Meta(ge=0, le=limits.CONTEXT_TOKENS_MAX)]
 
 
@@ -113,6 +115,33 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=limits.LOGPROBS_MAX)] | None = None
 
 
+class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /v1/embeddings"""
+
+    input: str | Annotated[list[str | Token | list[Token]], Meta(max_length=INPUTS_MAX)]
+    """Text, several texts, token ids, or several lists of token ids."""
+    model: Name | None = None
+    """Name of an embedding model in the model table."""
+    encoding_format: Literal["float", "base64"] | None = "float"
+    dimensions: Annotated[int, Meta(ge=1, le=65_536)] | None = None
+    """Keep so many numbers of each vector, brought back to length 1."""
+    truncate: bool | None = False
+    """Cut inputs that are longer than the model takes (not in OpenAI's API); else they are
+    refused."""
+
+
+class ClassifyBody(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /v1/classify (not in OpenAI's API)"""
+
+    input: str | Annotated[list[str], Meta(max_length=INPUTS_MAX)]
+    pairs: str | Annotated[list[str], Meta(max_length=INPUTS_MAX)] | None = None
+    """Second texts, one for each input."""
+    model: Name | None = None
+    """Name of a classifier or a regression in the model table."""
+    truncate: bool | None = False
+    """Cut inputs that are longer than the model takes; else they are refused."""
+
+
 HARMLESS: Final = frozenset(
     {
         "user",
@@ -143,7 +172,7 @@ NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
 }
 """Fields that cannot be honoured, and the values (null beside them) that ask for nothing."""
 
-BodyT = TypeVar("BodyT", CompletionBody, ChatBody)
+BodyT = TypeVar("BodyT", CompletionBody, ChatBody, EmbeddingBody, ClassifyBody)
 
 _AT: Final = re.compile(r" - at `\$\.?([^`]*)`$")
 

@@ -12,6 +12,7 @@ from typing import Final
 from libllm.events import Close, Consumed, Event, Open, Resume, StreamFailed, StreamRow
 from libllm.listening import stream_id
 from libllm.port import MessageT, Port, expect
+from libllm.vectors import Inputs, Part, encode_all
 from llmproto import limits
 from llmproto.base import Message
 from llmproto.connection import Failed
@@ -76,6 +77,18 @@ class BusLlm:
         return await self._port.call(
             message, answer, target=target, tenant=tenant, deadline_ns=deadline_ns
         )
+
+    async def encode(self, inputs: Inputs, *, tenant: int | None, patience_ms: int) -> list[Part]:
+        """See Llm."""
+        deadline_ns = time.monotonic_ns() + patience_ms * MS
+        for wait_s in HANDLE_WAITS_S:
+            try:
+                return await encode_all(self._port, inputs, tenant=tenant, deadline_ns=deadline_ns)
+            except RemoteError as error:
+                if error.kind is not ErrorKind.STALE or tenant is None:
+                    raise
+            await asyncio.sleep(wait_s)
+        return await encode_all(self._port, inputs, tenant=tenant, deadline_ns=deadline_ns)
 
     async def open(
         self, generate: Generate, inbox: Inbox, *, tenant: int | None, patience_ms: int

@@ -81,6 +81,17 @@ def invalid_field(message: str, param: str | None, *, code: str | None = None) -
     return HttpError(400, message, param=param, code=code)
 
 
+def model_not_found(name: str, detail: str) -> HttpError:
+    """No such model."""
+    return HttpError(
+        404,
+        f"model {name!r}: {detail}",
+        type="invalid_request_error",
+        param="model",
+        code="model_not_found",
+    )
+
+
 def of_remote(error: RemoteError) -> HttpError:
     """What a failure of the system is to a caller of HTTP."""
     status, kind = STATUSES[error.kind]

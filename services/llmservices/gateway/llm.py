@@ -5,6 +5,7 @@ from collections import deque
 from typing import Final, Protocol, TypeVar
 
 from libllm.events import StreamRow
+from libllm.vectors import Inputs, Part
 from llmproto.base import Message
 from llmproto.errors import RemoteError
 from llmproto.generation import Accepted, Attached, Generate
@@ -63,6 +64,9 @@ class Llm(Protocol):
         patience_ms: int,
     ) -> MessageT:
         """Ask; RemoteError where that fails, DEADLINE where it takes too long."""
+
+    async def encode(self, inputs: Inputs, *, tenant: int | None, patience_ms: int) -> list[Part]:
+        """Vectors or scores of every input, in order; RemoteError where one call fails."""
 
     async def open(
         self, generate: Generate, inbox: Inbox, *, tenant: int | None, patience_ms: int

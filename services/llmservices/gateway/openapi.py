@@ -9,13 +9,15 @@ from llmproto.rights import ROUTE_RIGHTS
 from llmservices.gateway.answers import (
     ChatChunk,
     ChatCompletion,
+    ClassList,
+    EmbeddingList,
     HealthBody,
     ModelList,
     ModelObject,
     StreamDeleted,
     TextCompletion,
 )
-from llmservices.gateway.bodies import ChatBody, CompletionBody
+from llmservices.gateway.bodies import ChatBody, ClassifyBody, CompletionBody, EmbeddingBody
 from llmservices.gateway.errors import ErrorBody
 
 JsonObject = dict[str, Any]  # Any: JSON
@@ -28,6 +30,12 @@ SUMMARIES: Final[dict[tuple[str, str], tuple[str, type | None, type | None]]] = 
     ("GET", "/v1/models/{model}"): ("One model", None, ModelObject),
     ("POST", "/v1/completions"): ("Continue a prompt", CompletionBody, TextCompletion),
     ("POST", "/v1/chat/completions"): ("Answer a chat", ChatBody, ChatCompletion),
+    ("POST", "/v1/embeddings"): ("A vector for each input", EmbeddingBody, EmbeddingList),
+    ("POST", "/v1/classify"): (
+        "The labels of each input, by a classifier; numbers, by a regression",
+        ClassifyBody,
+        ClassList,
+    ),
     ("GET", "/v1/streams/{stream}"): (
         "Go on with a stream behind `Last-Event-ID`; without that, from its beginning",
         None,

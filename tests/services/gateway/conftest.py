@@ -1,15 +1,19 @@
 """A gateway's HTTP server over a fake system, and the ways to talk to it."""
 
+import array
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
 import httpx
+import msgspec
 import openai
 import pytest_asyncio
 from libllm.events import StreamRow
+from libllm.vectors import Inputs, Part
 from llmproto import limits, wire
 from llmproto.base import Message
+from llmproto.encoding import Encoded
 from llmproto.errors import ErrorKind, RemoteError, invalid
 from llmproto.generation import (
     Accepted,
@@ -41,6 +45,8 @@ from llmservices.gateway.sockets import bind, url
 
 CONTEXT = 64
 MODEL = "org/tiny"
+EMBEDDER = "org/embedder"
+CLASSIFIER = "org/classifier"
 BODY_BYTES_MAX = 4096
 
 
@@ -145,6 +151,7 @@ class FakeLlm:
     def __init__(self) -> None:
         self.threads: dict[bytes, FakeThread] = {}
         self.generates: list[tuple[Generate, int | None]] = []
+        self.encodes: list[tuple[Inputs, int | None]] = []
         self.models = [ModelRow(entry(), ModelState.IDLE, 0, 0, True)]
         self.status = Status(True, "1", 1, 1)
         self.down: set[type[Message]] = set()
@@ -179,6 +186,9 @@ class FakeLlm:
             case ModelsAsk():
                 return Models(self.models)
             case ModelAsk(name=name):
+                if name in (EMBEDDER, CLASSIFIER):
+                    task = "embed" if name == EMBEDDER else "classify"
+                    return ModelFound(msgspec.structs.replace(entry(), name=name, task=task))
                 if name not in (None, MODEL):
                     raise invalid(f"there are {MODEL}")
                 return ModelFound(entry())
@@ -195,6 +205,30 @@ class FakeLlm:
                 return self.keys[key]
             case _:
                 raise AssertionError(message)
+
+    async def encode(self, inputs: Inputs, *, tenant: int | None, patience_ms: int) -> list[Part]:
+        """See Llm: of each input its length, its number, 0.5; two inputs a part."""
+        self.encodes.append((inputs, tenant))
+        if inputs.model not in (EMBEDDER, CLASSIFIER):
+            raise invalid(f"no such model: {inputs.model}")
+        given = inputs.texts if inputs.texts is not None else inputs.tokens or ()
+        longest = max(map(len, given))
+        if longest > CONTEXT and not inputs.truncate:
+            raise invalid(f"an input has {longest} tokens, the model takes {CONTEXT}")
+        parts: list[Part] = []
+        for start in range(0, len(given), 2):
+            some = given[start : start + 2]
+            rows = [[float(len(each)), float(start + i), 0.5] for i, each in enumerate(some)]
+            classes = inputs.task == "classify"
+            answer = Encoded(
+                inputs.model,
+                3,
+                [len(each) for each in some],
+                labels=["long", "late", "half"] if classes else [],
+                problem="single_label" if classes else "embedding",
+            )
+            parts.append(Part(answer, array.array("f", [number for row in rows for number in row])))
+        return parts
 
     async def open(
         self, generate: Generate, inbox: Inbox, *, tenant: int | None, patience_ms: int
