@@ -22,6 +22,7 @@ from llmproto.models import (
 )
 from llmproto.threads import Done
 from llmproto.versions import Damage, Deploy, Deploying, Rollback, VersionKind, VersionRow
+
 from llmservices.store.gate import check_gate
 
 TOKENIZER = "tokenizer"

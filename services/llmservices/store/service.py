@@ -9,16 +9,22 @@ from typing import Final, TypeVar
 from libllm.port import Port
 from libllm.service import Handlers, Request, Service
 from llmproto.versions import (
+    Damage,
+    Deploy,
     Import,
+    Rollback,
     Save,
     Saved,
     VersionAsk,
     VersionFound,
+    VersionRow,
     Versions,
     VersionsAsk,
 )
 
 from llmservices.store.archive import Archive
+from llmservices.store.damage import damage_of
+from llmservices.store.deploying import Deployer
 from llmservices.store.index import Index
 from llmservices.store.rows import resolve, row
 from llmservices.store.worker import Worker
@@ -37,6 +43,7 @@ class Store(Service):
         self._index = archive.open_index()
         self._writer = Worker("writer")
         self._reader = Worker("reader")
+        self._deployer = Deployer(port, find=self._row, check=self._damage)
 
     def handlers(self) -> Handlers:
         """What it takes."""
@@ -45,6 +52,8 @@ class Store(Service):
             Import: self.import_folder,
             VersionAsk: self.version,
             VersionsAsk: self.versions,
+            Deploy: self._deployer.deploy,
+            Rollback: self._deployer.rollback,
         }
 
     async def save(self, save: Save, request: Request) -> Saved:
@@ -74,6 +83,14 @@ class Store(Service):
             return Versions([row(index, root, entry, files=False) for entry in entries], total)
 
         return await self._ask(read)
+
+    async def _row(self, reference: str) -> VersionRow:
+        root = self._archive.root
+        return await self._ask(lambda index: row(index, root, resolve(index, reference)))
+
+    async def _damage(self, version: bytes) -> list[Damage]:
+        root = self._archive.root
+        return await self._reader.do(lambda: damage_of(root, version))
 
     async def _ask(self, question: Callable[[Index], T]) -> T:
         """From the index at once; where that is damaged, from one that is made anew."""
