@@ -25,6 +25,8 @@ FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 THERE: Final = frozenset({errno.EEXIST, errno.ENOTEMPTY})
 FULL_RETRY_MS: Final = 5_000
 """Disks are emptied by people."""
+RECENT_NS: Final = 60_000_000_000
+"""Rows that were asked for so lately may be about to be used."""
 TEMPORARY: Final = "making-"
 
 
@@ -120,13 +122,14 @@ class Cache:
         kept = []
         for folder in self._rows.iterdir():
             with contextlib.suppress(FileNotFoundError):
-                size = (folder / ROWS_FILE).stat().st_size
+                size = sum(file.stat().st_size for file in folder.iterdir())
                 kept.append(((folder / META_FILE).stat().st_mtime_ns, size, folder))
         total = sum(size for _, size, _ in kept)
-        for _, size, folder in sorted(kept):
+        recent_ns = time.time_ns() - RECENT_NS
+        for used_ns, size, folder in sorted(kept):
             if total + needed <= self._bytes_max:
                 return
-            if folder.name not in in_use:
+            if folder.name not in in_use and used_ns < recent_ns:
                 self._verified.discard(folder.name)
                 _remove(folder)
                 total -= size

@@ -63,6 +63,7 @@ class Encoder:
         source = config.chat_template
         self.template = None if source is None else ChatTemplate(source, config.named)
         self._before, self._after = _around(self._tokenizer)
+        self.bos = self._id(config.named.get("bos_token"))
         self.end = self._id(config.named.get("eos_token"))
         self.unknown = self._id(config.named.get("unk_token"))
         if self.unknown == self.end:
@@ -126,6 +127,12 @@ class Encoder:
     def _id(self, token: str | None) -> int | None:
         found: int | None = None if token is None else self._tokenizer.token_to_id(token)
         return found
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids are below it."""
+        highest: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        return highest + 1
 
     @property
     def ends(self) -> bool:

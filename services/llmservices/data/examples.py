@@ -10,9 +10,12 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 from blake3 import blake3
 from llmproto.errors import invalid
-from llmproto.recipes import DataRecipe
+from llmproto.recipes import AugmentOptions, CleanOptions, DataRecipe
 
-from llmservices.data.formats import Shape, Task, detect, example_of, texts_of
+from llmservices.data.augmenting import check_options, copies, read_synonyms
+from llmservices.data.cleaning import clean
+from llmservices.data.duplicates import Seen
+from llmservices.data.formats import Shape, Task, detect, example_of, texts_of, with_texts
 from llmservices.data.readers import read_file
 from llmservices.data.rows import (
     Bad,
@@ -41,7 +44,7 @@ class Source(msgspec.Struct, frozen=True):
 
     files: tuple[Path, ...]
     recipe: DataRecipe
-    task: Task | None
+    task: Task | None = None
     keep: Literal["all", "train", "validation"] = "all"
     """Which side of `validation_share`."""
     labels: tuple[str, ...] = ()
@@ -75,11 +78,44 @@ def raw_rows(files: Sequence[Path], recipe: DataRecipe, tally: Tally) -> Iterato
                 yield row
 
 
-def examples(source: Source, tally: Tally, found_shape: Callable[[Shape], None]) -> Iterator[Found]:
+def examples(
+    source: Source,
+    tally: Tally,
+    found_shape: Callable[[Shape], None],
+) -> Iterator[Found]:
     """All examples, in the order of the files; `found_shape` hears their format once it is seen."""
     rows = raw_rows(source.files, source.recipe, tally)
-    read = _read(rows, source, tally, found_shape)
-    return _kept(read, source)
+    found = _read(rows, source, tally, found_shape)
+    if source.recipe.clean is not None:
+        found = _cleaned(found, source.recipe.clean, tally)
+    found = _kept(found, source)
+    if source.augmented and source.recipe.augment is not None:
+        found = _augmented(found, source.recipe.augment)
+    return found
+
+
+def _cleaned(found: Iterator[Found], options: CleanOptions, tally: Tally) -> Iterator[Found]:
+    seen = Seen(options.duplicates, options.near_similarity)
+    for place, example in found:
+        cleaned = clean(texts_of(example), options)
+        tally.changed.update(cleaned.changes)
+        dropped = cleaned.dropped
+        if dropped is None:
+            example = with_texts(example, cleaned.texts)
+            dropped = seen.again(key_of(example), "\n".join(cleaned.texts))
+        if dropped is None:
+            yield Found(place, example)
+        else:
+            tally.dropped[dropped] += 1
+
+
+def _augmented(found: Iterator[Found], options: AugmentOptions) -> Iterator[Found]:
+    check_options(options)
+    synonyms = read_synonyms(None if options.synonyms is None else Path(options.synonyms))
+    for number, (place, example) in enumerate(found):
+        yield Found(place, example)
+        for copy in copies(example, options, synonyms, row=number):
+            yield Found(place, copy)
 
 
 def _read(
@@ -141,7 +177,12 @@ def _is_plain(place: Place) -> bool:
     )
 
 
+def key_of(example: Example) -> bytes:
+    """All that makes two rows equal."""
+    return msgspec.msgpack.encode(example)
+
+
 def is_apart(example: Example, share: float) -> bool:
     """Whether a row belongs to the share; by its content, so that equal rows stay together."""
-    digest = blake3(msgspec.msgpack.encode(texts_of(example))).digest()
+    digest = blake3(key_of(example)).digest()
     return int.from_bytes(digest[:8], "big") < share * SHARE_UNITS

@@ -4,7 +4,7 @@ Pure.  A format that does not follow from the columns is refused with their name
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -191,11 +191,12 @@ def example_of(shape: Shape, values: Values, task: Task | None) -> Example:
         case "sharegpt":
             return Chat(_turns(values, shape.messages, "from", "value"))
         case "alpaca" | "prompt_completion":
-            prompt = _string(values, shape.prompt)
-            if shape.input is not None and values.get(shape.input) not in (None, ""):
-                prompt = f"{prompt}\n\n{_string(values, shape.input)}"
-            answer = _string(values, shape.completion)
-            return Completion(prompt, answer, instruction=shape.format == "alpaca")
+            return Completion(
+                _string(values, shape.prompt),
+                _string(values, shape.completion),
+                _optional(values, shape.input),
+                instruction=shape.format == "alpaca",
+            )
         case "classification" | "pairs":
             return _labelled(shape, values, task)
         case _:
@@ -210,9 +211,50 @@ def texts_of(example: Example) -> list[str]:
         case Chat():
             return [turn.content for turn in example.turns]
         case Completion():
-            return [example.prompt, example.completion]
+            return [example.prompt, example.input, example.completion]
         case Labelled():
             return [example.text, *([] if example.pair is None else [example.pair])]
+
+
+def with_texts(example: Example, texts: Sequence[str]) -> Example:
+    """The same with other texts, as many as `texts_of` gives."""
+    match example:
+        case Text():
+            return Text(texts[0])
+        case Chat():
+            turns = zip(example.turns, texts, strict=True)
+            return Chat(tuple(Turn(turn.role, text) for turn, text in turns))
+        case Completion():
+            return Completion(texts[0], texts[2], texts[1], example.instruction)
+        case Labelled():
+            pair = None if example.pair is None else texts[1]
+            return Labelled(texts[0], pair, example.label, example.value)
+
+
+def written(shape: Shape, values: Values, example: Example) -> Values:
+    """A row with the texts of an example in place of its own; all other columns as they are."""
+    match example:
+        case Text():
+            return values | {_column(shape.text): example.text}
+        case Labelled():
+            pair = {} if shape.pair is None else {shape.pair: example.pair}
+            return values | {_column(shape.text): example.text} | pair
+        case Chat():
+            column = _column(shape.messages)
+            said = values[column]
+            assert isinstance(said, list)
+            content = "value" if shape.format == "sharegpt" else "content"
+            turns = zip(said, example.turns, strict=True)
+            return values | {column: [turn | {content: new.content} for turn, new in turns]}
+        case Completion():
+            prompt, completion = _column(shape.prompt), _column(shape.completion)
+            told = {prompt: example.prompt, completion: example.completion}
+            return values | told | ({} if shape.input is None else {shape.input: example.input})
+
+
+def _column(name: str | None) -> str:
+    assert name is not None  # a shape has the columns of its format
+    return name
 
 
 def label_text(value: object) -> str:
@@ -279,7 +321,16 @@ def _string(values: Values, column: str | None) -> str:
     value = values.get(column or "")
     if not isinstance(value, str):
         raise BadRow(f"{column!r} must be text, it is {_kind(value)}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise BadRow(f"{column!r} is not Unicode: it has half a surrogate pair") from None
     return value
+
+
+def _optional(values: Values, column: str | None) -> str:
+    return "" if column is None or values.get(column) is None else _string(values, column)
 
 
 def _kind(value: object) -> str:

@@ -11,11 +11,13 @@ import msgspec
 from blake3 import blake3
 from llmproto.data import Prepare, Prepared
 from llmproto.errors import invalid
+from llmproto.recipes import DataRecipe
 
 from llmservices.data.cache import Cache, Contents
 from llmservices.data.cleaning import LIBRARIES as CLEANING_LIBRARIES
 from llmservices.data.core import Arrangement, Plan
 from llmservices.data.dataset import Dataset, Meta
+from llmservices.data.duplicates import LIBRARIES as DUPLICATE_LIBRARIES
 from llmservices.data.encoding import Encoder
 from llmservices.data.examples import Source
 from llmservices.data.preparing import LIBRARIES, Pipeline, Work, dataset_digest
@@ -29,34 +31,58 @@ class Planned(NamedTuple):
     prepared: Prepared
 
 
-def prepare(
-    ask: Prepare,
-    *,
-    cache: Cache,
-    contents: Contents,
-    in_use: Callable[[], set[str]],
-    progress: Callable[[int], None],
-) -> Planned:
-    """Find or make the rows, arrange them."""
-    check(ask)
-    encoder = Encoder(Path(ask.tokenizer))
-    source = source_of(ask)
-    pipeline = pipeline_of(ask, source, encoder)
-    digests = [contents.digest(path) for path in source.files]
-    if source.recipe.augment is not None and source.recipe.augment.synonyms is not None:
-        digests.append(contents.digest(Path(source.recipe.augment.synonyms)))
-    dataset = dataset_digest(digests, pipeline)
-    found = cache.find_rows(dataset)
-    if found is None:
-        with cache.making() as folder:
-            meta = Work(source, pipeline, encoder, progress=progress).run(folder)
-            if [contents.digest(path) for path in source.files] != digests[: len(source.files)]:
+class Maker:
+    """Finds what was made, or makes it; safe to use from several threads at once."""
+
+    def __init__(
+        self, cache: Cache, in_use: Callable[[], set[str]], progress: Callable[[int], None]
+    ) -> None:
+        self._cache = cache
+        self._contents = Contents()
+        self._in_use = in_use
+        """Datasets that may not be removed."""
+        self._progress = progress
+
+    def prepare(self, ask: Prepare) -> Planned:
+        """Rows tokenised, in an order."""
+        check(ask)
+        encoder = Encoder(Path(ask.tokenizer))
+        source = source_of(ask.data, ask.part, ask.task, ask.labels)
+        pipeline = pipeline_of(ask, source, encoder)
+        contents = self._digests(source)
+        digest = dataset_digest(contents, pipeline)
+
+        def make(folder: Path) -> Meta:
+            return Work(source, pipeline, encoder, progress=self._progress).run(folder)
+
+        folder, meta = self._find_or_make(digest, source, contents, make)
+        return arrange(ask, digest, Dataset(folder, meta), meta)
+
+    def _find_or_make(
+        self, digest: str, source: Source, contents: list[str], make: Callable[[Path], Meta]
+    ) -> tuple[Path, Meta]:
+        found = self._cache.find_rows(digest)
+        if found is not None:
+            return found
+        with self._cache.making() as folder:
+            meta = make(folder)
+            if self._digests(source) != contents:
                 raise invalid("the data changed while they were read: try again when they stand")
-            cache.keep_rows(dataset, folder, meta, in_use)
-        found = cache.find_rows(dataset)
-        assert found is not None, dataset
-    folder, meta = found
-    return arrange(ask, dataset, Dataset(folder, meta), meta)
+            self._cache.keep_rows(digest, folder, meta, self._in_use)
+        found = self._cache.find_rows(digest)
+        assert found is not None, digest
+        return found
+
+    def _digests(self, source: Source) -> list[str]:
+        """Of all files that rows depend on, in order."""
+        files = list(source.files)
+        augment = source.recipe.augment
+        if source.augmented and augment is not None and augment.synonyms is not None:
+            files.append(Path(augment.synonyms))
+        try:
+            return [self._contents.digest(path) for path in files]
+        except OSError as error:
+            raise invalid(f"{error.filename}: cannot be read ({error.strerror})") from None
 
 
 def check(ask: Prepare) -> None:
@@ -71,37 +97,46 @@ def check(ask: Prepare) -> None:
         raise invalid("group_by_length: rows of joined text have one length already")
 
 
-def source_of(ask: Prepare) -> Source:
+def source_of(recipe: DataRecipe, part: str, task: str, labels: list[str]) -> Source:
     """Which files, and which of their rows."""
-    recipe = ask.data
     apart = bool(recipe.validation_share) and not recipe.validation
-    inputs = recipe.validation if ask.part == "validation" and not apart else recipe.train
+    inputs = recipe.validation if part == "validation" and not apart else recipe.train
     if not inputs:
-        raise invalid(f"the recipe names no {ask.part} data")
+        raise invalid(f"the recipe names no {part} data")
     return Source(
-        files=tuple(files_of(inputs, part=ask.part)),
+        files=tuple(files_of(inputs, part=part)),
         recipe=recipe,
-        task=ask.task,  # type: ignore[arg-type]  # the schema's pattern allows just these
-        keep=ask.part if apart else "all",  # type: ignore[arg-type]
-        labels=tuple(ask.labels or recipe.labels),
-        augmented=ask.part == "train" and recipe.augment is not None,
+        task=task,  # type: ignore[arg-type]  # the schema's pattern allows just these
+        keep=part if apart else "all",  # type: ignore[arg-type]
+        labels=tuple(labels or recipe.labels),
+        augmented=part == "train" and recipe.augment is not None,
     )
+
+
+def rows_recipe(source: Source) -> DataRecipe:
+    """What of a recipe the rows depend on: not their files' names, not their arrangement."""
+    recipe = source.recipe
+    return msgspec.structs.replace(
+        recipe,
+        train=[],
+        validation=[],
+        labels=list(source.labels),
+        packing="none",
+        sampling="epochs",
+        group_by_length=False,
+        validation_share=recipe.validation_share if source.keep != "all" else 0.0,
+        augment=recipe.augment if source.augmented else None,
+    )
+
+
+def libraries_of(recipe: DataRecipe) -> tuple[str, ...]:
+    """By whose versions the same rows may become others, beside the tokenizer's."""
+    return () if recipe.clean is None else CLEANING_LIBRARIES + DUPLICATE_LIBRARIES
 
 
 def pipeline_of(ask: Prepare, source: Source, encoder: Encoder) -> Pipeline:
-    """What the rows depend on; not how they are arranged."""
-    recipe = msgspec.structs.replace(
-        source.recipe,
-        train=[],
-        validation=[],
-        labels=[],
-        group_by_length=False,
-        # isolated packing and single documents have the same rows, and so have both joined kinds
-        packing="none",
-        sampling="epochs",
-        validation_share=source.recipe.validation_share if source.keep != "all" else 0.0,
-        augment=source.recipe.augment if source.augmented else None,
-    )
+    """What tokenised rows depend on."""
+    recipe = rows_recipe(source)
     stream = ask.data.packing == "joined" or ask.data.sampling == "windows"
     return Pipeline(
         recipe=recipe,
@@ -111,7 +146,7 @@ def pipeline_of(ask: Prepare, source: Source, encoder: Encoder) -> Pipeline:
         stream=stream,
         labels=source.labels,
         tokenizer=encoder.digest,
-        libraries=LIBRARIES + (CLEANING_LIBRARIES if recipe.clean is not None else ()),
+        libraries=LIBRARIES + libraries_of(recipe),
     )
 
 

@@ -4,9 +4,9 @@ Invariant: equal files, recipe, tokenizer and libraries give equal rows, byte fo
 makes them and however often he died on the way.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -31,6 +31,7 @@ CHUNK_ROWS: Final = 4096
 CHUNK_CHARACTERS: Final = 1 << 20
 
 Int64s = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 class Pipeline(msgspec.Struct, frozen=True):
@@ -119,20 +120,7 @@ class Work:
             )
 
     def _chunks(self) -> Iterator[list[Piece]]:
-        """Pieces in heaps that are worth a call of the tokenizer."""
-        chunk: list[Piece] = []
-        characters = 0
-        for piece in self._pieces():
-            if chunk and characters + len(piece.rendered.text) > CHUNK_CHARACTERS:
-                yield chunk
-                chunk, characters = [], 0
-            chunk.append(piece)
-            characters += len(piece.rendered.text)
-            if len(chunk) == CHUNK_ROWS:
-                yield chunk
-                chunk, characters = [], 0
-        if chunk:
-            yield chunk
+        return heaps(self._pieces(), lambda piece: len(piece.rendered.text))
 
     def _take(self, chunk: list[Piece], spill: "Spill") -> None:
         encoded = self._encoder.encode([piece.rendered for piece in chunk])
@@ -250,6 +238,21 @@ class Work:
         place = {label: index for index, label in enumerate(labels)}
         ids = np.array([place[label] for label in self._labels], np.int32)
         return labels, ids[np.array(self._codes, np.int64)]
+
+
+def heaps(items: Iterable[T], characters_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """Items in heaps that are worth a call of the tokenizer."""
+    heap: list[T] = []
+    characters = 0
+    for item in items:
+        size = characters_of(item)
+        if heap and (characters + size > CHUNK_CHARACTERS or len(heap) == CHUNK_ROWS):
+            yield heap
+            heap, characters = [], 0
+        heap.append(item)
+        characters += size
+    if heap:
+        yield heap
 
 
 class Heap(NamedTuple):

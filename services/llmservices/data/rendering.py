@@ -56,10 +56,10 @@ class Renderer:
                 return Rendered(example.text, example.pair)
             case Completion():
                 if example.instruction and self._template is not None:
-                    turns = Turn("user", example.prompt), Turn("assistant", example.completion)
+                    turns = Turn("user", example.asked), Turn("assistant", example.completion)
                     return self._chat(self._template, turns)
                 between = "\n\n" if example.instruction else ""
-                return self._completion(example.prompt + between, example.completion)
+                return self._completion(example.asked + between, example.completion)
             case Chat():
                 if self._template is None:
                     raise invalid(

@@ -71,8 +71,15 @@ class Completion(msgspec.Struct, frozen=True):
 
     prompt: str
     completion: str
+    input: str = ""
+    """What the prompt is about, where that is a column of its own."""
     instruction: bool = False
     """The prompt is what a user would say: a chat of one turn, where the model has chats."""
+
+    @property
+    def asked(self) -> str:
+        """All that comes before the completion."""
+        return f"{self.prompt}\n\n{self.input}" if self.input else self.prompt
 
 
 class Labelled(msgspec.Struct, frozen=True):

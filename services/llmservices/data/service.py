@@ -15,11 +15,27 @@ from libllm.events import Holding
 from libllm.port import Port
 from libllm.service import Handlers, Request, Service
 from llmproto import limits
-from llmproto.data import Prepare, Prepared, Rows, RowsAsk, Segment, SegmentAsk
+from llmproto.base import Message
+from llmproto.data import (
+    DataAugment,
+    DataClean,
+    DataInspect,
+    DataReport,
+    Prepare,
+    Prepared,
+    Rows,
+    RowsAsk,
+    Segment,
+    SegmentAsk,
+    TokenizerMade,
+    TokenizerMake,
+)
 from llmproto.errors import ErrorKind, RemoteError
 
-from llmservices.data.cache import Cache, Contents
-from llmservices.data.plans import Planned, prepare
+from llmservices.data.cache import Cache
+from llmservices.data.making import make_tokenizer
+from llmservices.data.operations import augment_files, clean_files, inspect_files
+from llmservices.data.plans import Maker, Planned
 from llmservices.data.segments import SegmentMade, make_segment
 from llmservices.data.textrows import make_rows
 
@@ -34,10 +50,12 @@ SEGMENTS_KEPT: Final = 4
 """Of one plan, behind the one asked for: what ranks that lag behind may still open."""
 
 T = TypeVar("T")
+MessageT = TypeVar("MessageT", bound=Message)
+Key = tuple[Hashable, ...]
 
 
 class DataService(Service):
-    """Answers Prepare and SegmentAsk.
+    """Answers what is asked of data.
 
     Invariant: two askers of the same thing share one piece of work.
     """
@@ -46,9 +64,9 @@ class DataService(Service):
         self._port = port
         self._cache = Cache(home.cache / "data", bytes_max=config.cache_bytes_max)
         self._texts = home.cache / "data" / "texts"
-        self._contents = Contents()
+        self._maker = Maker(self._cache, self._in_use, self._advance)
         self._plans: OrderedDict[bytes, Planned] = OrderedDict()
-        self._works: dict[Hashable, asyncio.Future[Any]] = {}  # Any: each work has its own result
+        self._works: dict[Key, asyncio.Future[Any]] = {}  # Any: each work has its own result
         self._segments: dict[tuple[bytes, int], SegmentMade] = {}
         self._long = ThreadPoolExecutor(WORKERS, "long")
         self._short = ThreadPoolExecutor(WORKERS, "segments")
@@ -57,7 +75,15 @@ class DataService(Service):
 
     def handlers(self) -> Handlers:
         """What it takes."""
-        return {Prepare: self.prepare, SegmentAsk: self.segment, RowsAsk: self.rows}
+        return {
+            Prepare: self.prepare,
+            SegmentAsk: self.segment,
+            RowsAsk: self.texts,
+            TokenizerMake: self.make_tokenizer,
+            DataClean: self.clean,
+            DataAugment: self.augment,
+            DataInspect: self.inspect,
+        }
 
     def holding(self) -> Holding:
         """Progress: rows and pieces of work done."""
@@ -75,10 +101,7 @@ class DataService(Service):
 
     async def prepare(self, message: Prepare, request: Request) -> Prepared:
         """Rows tokenised, in an order."""
-        key = msgspec.msgpack.encode(message)
-        planned: Planned = await self._share(
-            ("prepare", key), self._long, lambda: self._do(message)
-        )
+        planned = await self._once(message, self._maker.prepare)
         digest = planned.prepared.plan
         self._plans[digest] = planned
         self._plans.move_to_end(digest)
@@ -102,14 +125,34 @@ class DataService(Service):
         ahead.add_done_callback(self._ahead.discard)
         return Segment(str(made.path), made.digest, made.bytes)
 
-    async def rows(self, message: RowsAsk, request: Request) -> Rows:
+    async def texts(self, message: RowsAsk, request: Request) -> Rows:
         """Rows as text, in a file."""
-        key = msgspec.msgpack.encode(message)
-        return await self._share(("rows", key), self._long, lambda: self._make_rows(message))
 
-    def _make_rows(self, message: RowsAsk) -> Rows:
-        """In a worker thread."""
-        return make_rows(message, folder=self._texts, cache=self._cache, progress=self._advance)
+        def make(ask: RowsAsk) -> Rows:
+            return make_rows(ask, folder=self._texts, cache=self._cache, progress=self._advance)
+
+        return await self._once(message, make)
+
+    async def make_tokenizer(self, message: TokenizerMake, request: Request) -> TokenizerMade:
+        """A tokenizer of the data."""
+        return await self._once(message, lambda ask: make_tokenizer(ask, cache=self._cache))
+
+    async def clean(self, message: DataClean, request: Request) -> DataReport:
+        """A cleaned copy."""
+        return await self._once(message, lambda ask: clean_files(ask, self._advance))
+
+    async def augment(self, message: DataAugment, request: Request) -> DataReport:
+        """An augmented copy."""
+        return await self._once(message, lambda ask: augment_files(ask, self._advance))
+
+    async def inspect(self, message: DataInspect, request: Request) -> DataReport:
+        """What is in files."""
+        return await self._once(message, lambda ask: inspect_files(ask, self._advance))
+
+    async def _once(self, message: MessageT, do: Callable[[MessageT], T]) -> T:
+        """Long work that equal questions share."""
+        key = ("long", type(message).__name__, msgspec.msgpack.encode(message))
+        return await self._share(key, self._long, lambda: do(message))
 
     async def _segment(self, plan: bytes, planned: Planned, index: int) -> SegmentMade:
         found = self._segments.get((plan, index))
@@ -132,23 +175,13 @@ class DataService(Service):
         del self._plans[plan]
         self._drop(plan, 1 << 53)
 
-    def _do(self, message: Prepare) -> Planned:
-        """In a worker thread."""
-        return prepare(
-            message,
-            cache=self._cache,
-            contents=self._contents,
-            in_use=self._in_use,
-            progress=self._advance,
-        )
-
     def _in_use(self) -> set[str]:
         return {planned.prepared.dataset for planned in list(self._plans.values())}
 
     def _advance(self, rows: int) -> None:
         self._progress += rows
 
-    async def _share(self, key: Hashable, pool: ThreadPoolExecutor, do: Callable[[], T]) -> T:
+    async def _share(self, key: Key, pool: ThreadPoolExecutor, do: Callable[[], T]) -> T:
         """The result of the work that this key stands for, begun if nobody has."""
         work = self._works.get(key)
         if work is None:
@@ -166,11 +199,11 @@ class DataService(Service):
         result: T = await asyncio.shield(work)
         return result
 
-    def _done(self, key: Hashable, pool: ThreadPoolExecutor) -> None:
+    def _done(self, key: Key, pool: ThreadPoolExecutor) -> None:
         work = self._works.pop(key)
         self._progress += 1
         _look_away(work)
-        if pool is self._long and not any(key[0] != "segment" for key in self._works):  # type: ignore[index]  # keys are tuples
+        if pool is self._long and not any(key[0] == "long" for key in self._works):
             self._port.working("preparing", budget_ms=0)
 
 

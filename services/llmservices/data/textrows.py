@@ -74,7 +74,7 @@ def row_of(example: Example) -> DataRow:
             )
         case Completion():
             return DataRow(
-                prompt=example.prompt,
+                prompt=example.asked,
                 completion=example.completion,
                 instruction=example.instruction,
             )

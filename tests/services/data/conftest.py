@@ -8,8 +8,8 @@ import pytest
 import tokenizers
 from llmproto.data import Prepare
 from llmproto.recipes import DataRecipe
-from llmservices.data.cache import Cache, Contents
-from llmservices.data.plans import Planned, prepare
+from llmservices.data.cache import Cache
+from llmservices.data.plans import Maker, Planned
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 TEMPLATE = (
@@ -54,6 +54,7 @@ class Bench:
         self.tokenizer = tokenizer
         self.cache = Cache(root / "cache", bytes_max=1 << 30)
         self.cache.open()
+        self.maker = Maker(self.cache, set, lambda rows: None)
 
     def ask(self, recipe: DataRecipe, **fields: Any) -> Prepare:  # Any: fields of several types
         """A question with everything else at its simplest."""
@@ -70,13 +71,7 @@ class Bench:
 
     def plan(self, recipe: DataRecipe, **fields: Any) -> Planned:  # Any: fields of several types
         """Its answer."""
-        return prepare(
-            self.ask(recipe, **fields),
-            cache=self.cache,
-            contents=Contents(),
-            in_use=set,
-            progress=lambda rows: None,
-        )
+        return self.maker.prepare(self.ask(recipe, **fields))
 
     def file(self, name: str, text: str) -> str:
         """Write a data file; gives its path."""
