@@ -149,6 +149,9 @@ class JobTable:
     async def train(self, recipe: Recipe | str | Path | None, flags: Flags) -> AsyncJob:
         """Start training; see `AsyncClient.train`."""
         wanted = recipe_of(recipe, flags)
+        if wanted.base is not None and not os.path.isabs(wanted.base):
+            base = await self._base(wanted.base)
+            wanted = msgspec.structs.replace(wanted, base=base)
         return await self._spawn(train_message(wanted))
 
     async def evaluate(
@@ -183,6 +186,24 @@ class JobTable:
 
     async def _spawn(self, message: JobSpawn) -> AsyncJob:
         return AsyncJob(self._ask, (await self._ask(message, JobSpawned)).job)
+
+    async def _base(self, name: str) -> str:
+        """A base as the trainer takes it: the reference of a version, or the folder of a model of
+        the table that is no version."""
+        try:
+            await self._ask(VersionAsk(name), VersionFound, target="store")
+        except RemoteError as error:
+            if error.kind is not ErrorKind.INVALID:
+                raise
+            missing = error
+        else:
+            return name
+        try:
+            return (await self._ask(ModelAsk(name), ModelFound)).model.path
+        except RemoteError as error:
+            if error.kind is not ErrorKind.INVALID:
+                raise
+            raise invalid(f"base: {missing.detail}; {error.detail}") from None
 
     async def _served(self, model: str) -> str:
         """The name of the model table for a name, a version or a folder; put there where it is not

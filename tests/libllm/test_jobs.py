@@ -11,7 +11,7 @@ from libllm.client import AsyncClient, open_client
 from libllm.config import Home
 from libllm.jobs import AsyncJob
 from libllm.sync import connect
-from llmproto.base import Header
+from llmproto.base import Header, Message
 from llmproto.connection import Failed
 from llmproto.data import DataInspect, DataReport
 from llmproto.errors import ErrorKind, RemoteError
@@ -60,6 +60,20 @@ ENTRY = ModelEntry(
     weight_bytes=1,
 )
 
+VERSION = VersionRow(
+    version=DIGEST,
+    reference="bot@00010203",
+    name="bot",
+    kind=VersionKind.MODEL,
+    path="/store/versions/0001",
+    created_s=0,
+    bytes=1,
+    bytes_own=1,
+    tags=["prod"],
+    lineage=Lineage(),
+    metrics={},
+)
+
 
 def row(**changes: object) -> JobRow:
     return msgspec.structs.replace(ROW, **changes)
@@ -84,7 +98,7 @@ async def look(kernel: "FakeKernel", found: JobFound) -> JobAsk:
 
 
 async def start(kernel: "FakeKernel", llm: AsyncClient) -> AsyncJob:
-    task = asyncio.create_task(llm.train(None, name="bot", base="llmos-mini", data="/d"))
+    task = asyncio.create_task(llm.train(None, name="bot", base="/m", data="/d"))
     header, _ = await kernel.hear(JobSpawn)
     kernel.say(JobSpawned(JOB, False), answers=header)
     return await task
@@ -93,7 +107,7 @@ async def start(kernel: "FakeKernel", llm: AsyncClient) -> AsyncJob:
 async def test_what_train_asks_for(kernel: "FakeKernel", llm: AsyncClient, tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(
-        'name = "bot"\nbase = "llmos-mini"\n[data]\ntrain = ["/d"]\n'
+        'name = "bot"\nbase = "/m"\n[data]\ntrain = ["/d"]\n'
         "[training]\nprocesses = 2\n[resources]\ncores = 3\nmemory_bytes = 4096\n"
     )
     task = asyncio.create_task(llm.train(path, batch=8))
@@ -104,6 +118,29 @@ async def test_what_train_asks_for(kernel: "FakeKernel", llm: AsyncClient, tmp_p
     assert (spawn.cores, spawn.memory_bytes, spawn.device) == (3, 4096, None)
     recipe = msgspec.msgpack.decode(spawn.recipe, type=Recipe)
     assert (recipe.training.batch, recipe.data.train) == (8, ["/d"])
+
+
+async def test_a_base_is_a_version_or_a_model(kernel: "FakeKernel", llm: AsyncClient) -> None:
+    nothing = Failed(ErrorKind.INVALID, "no version of that name")
+    cases: list[tuple[list[Message], str | None]] = [
+        ([VersionFound(VERSION)], "bot:prod"),
+        ([nothing, ModelFound(ENTRY)], "/m"),
+        ([nothing, Failed(ErrorKind.INVALID, "no model bot:prod")], None),
+    ]
+    for answers, wanted in cases:
+        task = asyncio.create_task(llm.train(None, name="new", base="bot:prod", data="/d"))
+        kinds: tuple[type[Message], ...] = (VersionAsk, ModelAsk)
+        for answer, kind in zip(answers, kinds):
+            header, _ = await kernel.hear(kind)
+            kernel.say(answer, answers=header)
+        if wanted is None:
+            with pytest.raises(RemoteError, match="base: no version of that name; no model bot"):
+                await task
+            return
+        header, spawn = await kernel.hear(JobSpawn)
+        kernel.say(JobSpawned(JOB, False), answers=header)
+        await task
+        assert msgspec.msgpack.decode(spawn.recipe, type=Recipe).base == wanted
 
 
 async def test_watching_gives_each_step_once(kernel: "FakeKernel", llm: AsyncClient) -> None:
@@ -222,20 +259,7 @@ async def test_a_version_is_put_into_the_table(kernel: "FakeKernel", llm: AsyncC
     kernel.say(Failed(ErrorKind.INVALID, "no such model"), answers=header)
     header, ask = await kernel.hear(VersionAsk)
     assert ask.reference == "bot:prod"
-    found = VersionRow(
-        version=DIGEST,
-        reference="bot@00010203",
-        name="bot",
-        kind=VersionKind.MODEL,
-        path="/store/versions/0001",
-        created_s=0,
-        bytes=1,
-        bytes_own=1,
-        tags=["prod"],
-        lineage=Lineage(),
-        metrics={},
-    )
-    kernel.say(VersionFound(found), answers=header)
+    kernel.say(VersionFound(VERSION), answers=header)
     header, add = await kernel.hear(ModelAdd)
     assert add == ModelAdd("/store/versions/0001", "bot@00010203")
     kernel.say(ModelAdded("bot@00010203", bytes(16)), answers=header)
@@ -253,7 +277,7 @@ async def test_data(kernel: "FakeKernel", llm: AsyncClient) -> None:
 async def test_the_synchronous_twin(kernel: "FakeKernel", home: Home) -> None:
     def use() -> tuple[list[int], str | None]:
         with connect(home.root, url=home.endpoint, proof=bytes(32)) as llm:
-            job = llm.train(name="bot", base="llmos-mini", data="/d")
+            job = llm.train(name="bot", base="/m", data="/d")
             steps = [report.step for found in job.watch() for report in found.reports]
             return steps, job.result().reference
 
