@@ -88,6 +88,8 @@ class Kernel:
         self._on_demand = OnDemand(t, self._supervision)
         self._router.external_lost = self._external_lost
         self._router.want = self._on_demand.want
+        self._supervision.displace = self._jobs.displace
+        self._jobs.places.preload = self._calls.preload
         self._ticked_ns = 0
 
     def handle(self, now_ns: int, event: Event) -> list[Effect]:
@@ -130,7 +132,7 @@ class Kernel:
             self._deployments.advance()
         self._dispatch.run()
         if placed:
-            self._jobs.hurry()
+            self._jobs.pacing.hurry()
         return t.effects
 
     def check(self) -> None:
@@ -163,6 +165,7 @@ class Kernel:
         for name in map(t.entry_of, self._calls.preload()):
             if name in t.state.models:
                 self._supervision.want_model(name)
+        self._jobs.places.place()
 
     def _reject(self, rejected: Rejected) -> None:
         """An earlier kernel died of this event."""

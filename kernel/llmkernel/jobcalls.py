@@ -74,7 +74,7 @@ class JobCalls:
         )
         self._check_fit(Job(fact))
         t.record(fact)
-        self._work.place()
+        self._work.places.place()
         return JobSpawned(fact.job, existing=False)
 
     def _check_name(self, call: JobSpawn) -> None:
@@ -101,7 +101,7 @@ class JobCalls:
         t.record(JobsForgotten([oldest.id], t.now_ns))
 
     def _check_fit(self, job: Job) -> None:
-        found = place_ranks(self._t.devices, {}, {}, self._work.ranks(job))
+        found = place_ranks(self._t.devices, {}, {}, self._work.places.ranks_of(job))
         if isinstance(found, Misfit):
             raise RemoteError(ErrorKind.INVALID, f"{job.name!r} can never run: {found.detail}")
 
@@ -191,7 +191,7 @@ class JobCalls:
             self._change(job, suspended=False)
             if job.state is JobState.SUSPENDED:
                 job.state = job.rest_state
-            self._work.place()
+            self._work.places.place()
 
     def renice(self, job: Job, call: ThreadRenice) -> None:
         """Changes its place among those that wait."""

@@ -12,11 +12,10 @@ from typing import Final
 from llmproto import limits
 from llmproto.connection import Beat
 from llmproto.errors import ErrorKind, RemoteError
-from llmproto.init import Child, Exit, Spec
+from llmproto.init import Child, Exit
 from llmproto.jobs import (
     CheckpointCommitted,
     JobEnded,
-    JobKind,
     JobMark,
     JobPace,
     JobRun,
@@ -25,34 +24,27 @@ from llmproto.jobs import (
     StepReport,
     StepsDone,
 )
-from llmproto.operation import Lease, ProcessState
+from llmproto.models import ModelEntry
+from llmproto.operation import ProcessState
 from llmproto.threads import Done
 
-from llmkernel.events import Wake
 from llmkernel.facts import (
-    AttemptBegun,
     AttemptLost,
     CheckpointTaken,
     JobOver,
     JobsForgotten,
     StepsReported,
 )
-from llmkernel.jobpace import hurried
+from llmkernel.jobpace import Pacing
+from llmkernel.jobplaces import Places
 from llmkernel.jobs import Job
-from llmkernel.placement import Misfit, Ranks, place_ranks
 from llmkernel.processes import Process
 from llmkernel.sessions import Session
 from llmkernel.supervision import SIGKILL, Supervision
 from llmkernel.tables import MS, Tables
 
-JOB_NICE: Final = 10
-"""Of the operating system: beside a serving process of nice 0 it gets a tenth of a shared core, and
-all of an idle one."""
-QUIET_MS: Final = 1_000
-"""A reader's next question follows within moments: the share does not follow each of them."""
 RENDEZVOUS: Final = "job-"
 """How the names of the files begin that the ranks of an attempt meet at; job and attempt follow."""
-ROLES: Final = {JobKind.TRAIN: "trainer", JobKind.EVALUATE: "evaluator"}
 
 
 class JobWork:
@@ -61,6 +53,8 @@ class JobWork:
     def __init__(self, tables: Tables, supervision: Supervision) -> None:
         self._t = tables
         self._supervision = supervision
+        self.places = Places(tables, supervision)
+        self.pacing = Pacing(tables, self._tell_pace)
 
     # --- after a restart of the kernel ------------------------------------------------------------
 
@@ -70,23 +64,7 @@ class JobWork:
         for job in t.state.jobs:
             job.state = job.rest_state
         for child in children:
-            process = t.processes.by_name[child.spec.name]
-            said = dict(zip(child.spec.arguments[::2], child.spec.arguments[1::2]))
-            if child.spec.role not in ROLES.values() or "--job" not in said:
-                continue
-            process.job = bytes.fromhex(said["--job"])
-            process.attempt, process.rank = int(said["--attempt"]), int(said["--rank"])
-            process.lease = Lease(
-                device=said["--device"],
-                cores=[int(core) for core in said["--cores"].split(",") if core],
-                memory_bytes=int(said["--memory"]),
-            )
-            found = t.state.jobs.get(process.job)
-            process.model = found.name if found is not None else None
-            if found is None or found.end is not None or found.attempt != process.attempt:
-                self._supervision.stop(process, signal=SIGKILL)
-            else:
-                found.ranks[process.rank] = process
+            self.places.adopt(child)
         for job in t.state.jobs.living():
             if len(job.ranks) == job.processes:
                 job.names = [job.ranks[rank].name for rank in range(job.processes)]
@@ -94,92 +72,6 @@ class JobWork:
                 job.stop_ns = t.now_ns
             else:
                 self._end_ranks(job)
-        self.place()
-
-    # --- placing ----------------------------------------------------------------------------------
-
-    def ranks(self, job: Job) -> Ranks:
-        """What it asks for."""
-        cores = job.cores if job.cores is not None else self._t.config.job_cores
-        return Ranks(job.processes, job.memory_bytes, cores, job.device)
-
-    def place(self) -> None:
-        """Start what waits and has room, the most urgent first.  What waits for a device keeps it
-        free of those behind it, so that a large job is not passed over for ever."""
-        t = self._t
-        if t.halting or not t.journal_room:
-            return
-        waiting = [j for j in t.state.jobs.living() if j.state is JobState.WAITING and not j.ranks]
-        kept: set[str | None] = set()
-        for job in sorted(waiting, key=lambda j: j.urgency):
-            if t.now_ns < job.start_ns:
-                t.effects.append(Wake(job.start_ns))
-                continue
-            if kept and (None in kept or job.device is None or job.device in kept):
-                job.doing = "waits behind an earlier job"
-                continue
-            leases = place_ranks(
-                t.devices, self._supervision.granted(), self._busy(), self.ranks(job)
-            )
-            if isinstance(leases, Misfit):
-                job.doing = f"waits for room: {leases.detail}"
-                kept.add(job.device)
-            elif len(t.processes.by_name) + job.processes <= limits.PROCESSES_MAX:
-                self._begin(job, leases)
-
-    def _busy(self) -> dict[int, int]:
-        """Cores that jobs hold."""
-        busy: dict[int, int] = {}
-        for process in self._t.processes.by_name.values():  # at most PROCESSES_MAX
-            if process.job is not None and process.lease is not None:
-                for core in process.lease.cores:
-                    busy[core] = busy.get(core, 0) + 1
-        return busy
-
-    def _begin(self, job: Job, leases: list[Lease]) -> None:
-        t = self._t
-        t.record(AttemptBegun(job.id, job.attempt + 1))
-        job.state = JobState.STARTING
-        self._t.state.jobs.rest(job)
-        job.doing = ""
-        self._name(job)
-        module = t.config.trainer_module if job.kind is JobKind.TRAIN else t.config.evaluator_module
-        for rank, lease in enumerate(leases):
-            spec = Spec(
-                name=job.names[rank],
-                role=ROLES[job.kind],
-                module=module,
-                fork=job.kind is JobKind.TRAIN,
-                arguments=[
-                    *("--job", job.id.hex(), "--attempt", str(job.attempt)),
-                    *("--rank", str(rank), "--processes", str(job.processes)),
-                    *("--device", lease.device, "--cores", ",".join(map(str, lease.cores))),
-                    *("--memory", str(lease.memory_bytes)),
-                ],
-                cores=lease.cores,
-                nice=JOB_NICE,
-            )
-            process = Process(spec.name, spec.role, spec, t.now_ns)
-            process.incarnation = job.attempt - 1  # its start makes it the attempt's number
-            process.job, process.attempt, process.rank = job.id, job.attempt, rank
-            process.lease, process.model = lease, job.name
-            t.processes.insert(process)
-            job.ranks[rank] = process
-        self._supervision.start_due()
-
-    def _name(self, job: Job) -> None:
-        """The names that it had, where nobody else has them now."""
-        names = self._t.processes.by_name
-        taken = {n for j in self._t.state.jobs.living() if j is not job for n in j.names}
-        if job.names and not any(name in names or name in taken for name in job.names):
-            return
-        job.names = []
-        number = 1
-        while len(job.names) < job.processes:
-            name = f"{ROLES[job.kind]}-{number}"
-            if name not in names and name not in taken:
-                job.names.append(name)
-            number += 1
 
     # --- running ----------------------------------------------------------------------------------
 
@@ -195,7 +87,7 @@ class JobWork:
         elif all(self._is_ready(rank) for rank in job.ranks.values()):
             job.state = JobState.RUNNING
             self._t.state.jobs.run(job)
-            job.share = self._t.config.job_share if self._hurried(job) else 1.0
+            job.share = self.pacing.share(job)
             for rank in job.ranks.values():
                 self._run(job, rank)
 
@@ -370,14 +262,24 @@ class JobWork:
             job.state = JobState.STOPPING
             job.stop_ns = self._t.now_ns
             self._t.state.jobs.rest(job)
-            for process in job.ranks.values():
-                self._tell(process, self._pace(job))
+            self._tell_pace(job)
         elif job.state is JobState.STARTING:
             job.state = JobState.STOPPING
             job.stop_ns = self._t.now_ns
             self.stop_ranks(job)
         elif job.state is JobState.WAITING:
             job.state = job.rest_state
+
+    def displace(self, model: ModelEntry) -> bool:
+        """A job leaves its device for a model that somebody waits for; whether one does."""
+        t = self._t
+        if any(job.state is JobState.STOPPING for job in t.state.jobs.living()):
+            return True
+        job = self.places.to_displace(model)
+        if job is not None:
+            t.log("info", "job leaves for a model", job=job.id.hex(), model=model.name)
+            self.leave(job)
+        return job is not None
 
     def stop_ranks(self, job: Job) -> None:
         """SIGTERM."""
@@ -398,7 +300,7 @@ class JobWork:
             del job.ranks[process.rank]
             by_itself = guilty or (exit.signal is None and not process.signalled)
             self._lost(job, process, exit, by_itself=by_itself)
-        self.place()
+        self.places.place()
 
     def _lost(self, job: Job, process: Process, exit: Exit, *, by_itself: bool) -> None:
         t = self._t
@@ -443,10 +345,9 @@ class JobWork:
         for job in t.state.jobs.living():
             if job.state is JobState.STOPPING and job.stop_ns < late_ns:
                 self.stop_ranks(job)
-            elif job.running:
-                self._relax(job)
+        self.pacing.tick()
         self._forget()
-        self.place()
+        self.places.place()
 
     def _forget(self) -> None:
         t = self._t
@@ -459,31 +360,7 @@ class JobWork:
         if old:
             t.record(JobsForgotten(old, t.now_ns))
 
-    # --- pace -------------------------------------------------------------------------------------
-
-    def hurry(self) -> None:
-        """Somebody may wait for a device that jobs compute on: they are held back at once."""
-        for job in self._t.state.jobs.running.values():
-            if job.share == 1.0 and self._hurried(job):
-                self._set_share(job, self._t.config.job_share)
-
-    def _relax(self, job: Job) -> None:
-        """They run freely again when nobody has waited for a while."""
-        t = self._t
-        if self._hurried(job):
-            job.hurried_ns = t.now_ns
-            if job.share == 1.0:
-                self._set_share(job, t.config.job_share)
-        elif job.share < 1.0 and t.now_ns - job.hurried_ns > QUIET_MS * MS:
-            self._set_share(job, 1.0)
-
-    def _hurried(self, job: Job) -> bool:
-        leases = [p.lease for p in job.ranks.values() if p.lease is not None]
-        return hurried(leases, self._t.processes.executors.values())
-
-    def _set_share(self, job: Job, share: float) -> None:
-        job.share = share
-        job.hurried_ns = self._t.now_ns
+    def _tell_pace(self, job: Job) -> None:
         for process in job.ranks.values():
             self._tell(process, self._pace(job))
 

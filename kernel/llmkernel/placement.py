@@ -69,6 +69,8 @@ class Misfit(msgspec.Struct, frozen=True):
     """With the numbers that do not fit."""
     ever: bool
     """They would fit if nobody else were there."""
+    short_of: str | None = None
+    """The device that has memory enough, if less of it were held."""
 
 
 def place_ranks(
@@ -118,10 +120,9 @@ def _fit(
         free = device.memory_bytes - granted.get(name, 0)
         if asked[name] > free:
             ever = asked[name] <= device.memory_bytes
-            has = (
-                f"{device.memory_bytes}, {free} of them free" if ever else f"{device.memory_bytes}"
-            )
-            return Misfit(f"{asked[name]} bytes of memory are asked for; {name} has {has}", ever)
+            has = f"{device.memory_bytes}" + (f", {free} of them free" if ever else "")
+            detail = f"{asked[name]} bytes of memory are asked for; {name} has {has}"
+            return Misfit(detail, ever, short_of=name if ever else None)
     cores = group[0].cores
     each = ranks.cores_each(group[0])
     if ranks.cores is not None and each * len(group) > len(cores):

@@ -3,7 +3,7 @@
 Changes: the process table and its sessions' readiness; asks init for forks and signals.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 from llmproto import limits
 from llmproto.errors import ErrorKind, RemoteError
@@ -39,6 +39,8 @@ class Supervision:
         self._t = tables
         self.fail_waiting: Callable[[str, ErrorKind, str], None] = _unset
         """Set by the core: end the threads that wait for a model."""
+        self.displace: Callable[[ModelEntry], bool] = _nobody
+        """Set by the core: let a job leave its device for a model."""
 
     # --- starting ---------------------------------------------------------------------------------
 
@@ -350,6 +352,12 @@ class Supervision:
             place(self._devices(self._wish(name)), granted, self._demand(model)), Lease
         )
 
+    def would_fit(self, model: ModelEntry, gone: Set[bytes]) -> bool:
+        """Whether there is room for a replica once these jobs are gone."""
+        granted = self._granted(lambda p: p.job not in gone)
+        devices = self._devices(self._wish(model.name))
+        return isinstance(place(devices, granted, self._demand(model)), Lease)
+
     def granted(self) -> dict[str, int]:
         """Bytes of every device that processes hold now."""
         return self._granted(lambda process: True)
@@ -422,13 +430,16 @@ class Supervision:
     def _make_room(self, model: ModelEntry, missing: NoRoom) -> None:
         """Stop the replica that has been idle for longest; refuse where even that cannot help."""
         t = self._t
+        t.roomless[model.name] = None
         executors = t.processes.executors.values()
         if any(p.state is ProcessState.STOPPING for p in executors):
             return  # room is on its way
         idle = self.idle()
         if idle:
             self.stop(min(idle, key=lambda p: p.idle_ns))
-        elif not missing.ever:
+        elif missing.ever:
+            self.displace(model)
+        else:
             detail = (
                 f"{model.name!r} needs {missing.needed_bytes} bytes of memory, "
                 f"{missing.free_bytes} are free"
@@ -461,6 +472,10 @@ class Supervision:
             ):
                 t.log("info", "idle model unloaded", model=process.model, idle_ms=idle_ms)
                 self.stop(process)
+
+
+def _nobody(model: ModelEntry) -> bool:
+    return False
 
 
 def _unset(model: str, kind: ErrorKind, detail: str) -> None:

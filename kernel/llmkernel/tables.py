@@ -53,6 +53,8 @@ class Tables:
         """Models that should have, or have, several executors, or on a certain device."""
         self.rests: dict[str, int] = {}
         """By model: until when no further replica is tried, because one could not be loaded."""
+        self.roomless: dict[str, None] = {}
+        """Models that somebody waits for and that found no room."""
         self.suspect_requests: dict[bytes, int] = {}
         """Requests that were in a service when it died by itself: strikes alone so far."""
         self.refused: dict[bytes, str] = {}

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 from llmkernel.events import ChildExited, KillHung, SignalChild, Start, Wake
+from llmkernel.jobplaces import JOB_NICE
 from llmkernel.jobs import Job
-from llmkernel.jobwork import JOB_NICE
 from llmkernel.testkit.rig import CONFIG, MS, Peer, Rig
 from llmproto import limits
 from llmproto.connection import Beat, Failed, Working

@@ -82,7 +82,7 @@ def test_one_accelerator_for_each_rank_else_the_processor() -> None:
 def test_what_is_missing_is_said() -> None:
     found = place_ranks((EIGHT,), {"cpu0": 60}, {}, Ranks(2, 25))
     detail = "50 bytes of memory are asked for; cpu0 has 100, 40 of them free"
-    assert found == Misfit(detail, ever=True)
+    assert found == Misfit(detail, ever=True, short_of="cpu0")
     found = place_ranks((EIGHT,), {}, {}, Ranks(3, 40))
     assert found == Misfit("120 bytes of memory are asked for; cpu0 has 100", ever=False)
     found = place_ranks((EIGHT,), {}, dict.fromkeys(range(6), 1), Ranks(1, 10))

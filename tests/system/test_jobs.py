@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from libllm.client import AsyncClient
-from llmkernel.jobwork import JOB_NICE
+from llmkernel.jobplaces import JOB_NICE
 from llmkernel.testkit.trainer import recipe_of, report, version
 from llmproto.jobs import JobAsk, JobFound, JobKind, JobRow, JobSpawn, JobSpawned, JobState
 from llmproto.threads import Done, ThreadCancel, ThreadResume, ThreadSuspend
