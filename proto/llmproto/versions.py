@@ -45,8 +45,8 @@ class Lineage(msgspec.Struct, frozen=True):
     position: Int53 = 0
     """Batches consumed."""
     losses: Annotated[str, Meta(max_length=64)] = ""
-    """Name of the file of the version that holds every StepReport (msgpack), where there is
-    one."""
+    """Name of the file of the version that holds every StepReport, where there is one: safetensors
+    with a float64 column for each field (NaN where a value is absent), rows in order of steps."""
 
 
 class TensorPlace(msgspec.Struct, frozen=True, array_like=True):

@@ -1,0 +1,1 @@
+"""Trains: optimiser steps over batches that the data service makes, checkpoints in the store."""
