@@ -6,13 +6,13 @@ by what to divide without asking the others.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
 import torch
 
-from llmservices.trainer.documents import IGNORED, lay_out
+from llmservices.texts import segments
+from llmservices.trainer.documents import lay_out
 from llmservices.trainer.learner import MicroBatch
 
 
@@ -26,6 +26,8 @@ class Row(msgspec.Struct, frozen=True):
     value: float | None = None
     lengths: list[int] | None = None
     """Of the documents in a packed row."""
+    types: torch.Tensor | None = None
+    """int64, as long as `ids`."""
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -45,35 +47,36 @@ class Batch(msgspec.Struct, frozen=True):
         if self.task != "generate":
             return len(self.rows)
         return sum(
-            int((row.labels != IGNORED).sum()) for row in self.rows if row.labels is not None
+            int((row.labels != segments.NOTHING).sum())
+            for row in self.rows
+            if row.labels is not None
         )
 
 
-def from_arrow(record: Any, task: str) -> Batch:  # Any: pyarrow has no types
-    """The rows of a pyarrow RecordBatch of a segment."""
-    names = set(record.schema.names)
-    ids = _lists(record.column("ids"))
-    labels = _lists(record.column("labels")) if "labels" in names else None
-    lengths = _lists(record.column("lengths")) if "lengths" in names else None
-    values = record.column("value").to_pylist() if task == "regress" else None
+def from_segment(found: segments.Batch, task: str) -> Batch:
+    """The rows of one batch of a segment, in memory of their own."""
+    ids = _rows(found.ids)
+    labels = _rows(found.labels)
+    types = None if found.types is None else _rows(found.types)
+    values = found.value.tolist() if task == "regress" and found.value is not None else None
     return Batch(
         [
             Row(
                 ids[index],
-                None if labels is None or task == "regress" else labels[index],
-                None if values is None else values[index],
-                None if lengths is None else lengths[index].tolist(),
+                labels[index],
+                value=None if values is None else values[index],
+                lengths=found.documents.row(index).tolist(),
+                types=None if types is None else types[index],
             )
-            for index in range(len(ids))
+            for index in range(found.rows)
         ],
         task,
     )
 
 
-def _lists(column: Any) -> list[torch.Tensor]:  # Any: pyarrow has no types
-    offsets = column.offsets.to_numpy()
-    flat = torch.from_numpy(np.asarray(column.values.to_numpy(), dtype=np.int64))
-    return [flat[start:end] for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist())]
+def _rows(ragged: segments.Ragged) -> list[torch.Tensor]:
+    flat = torch.from_numpy(ragged.flat[ragged.offsets[0] : ragged.offsets[-1]].astype(np.int64))
+    return list(torch.split(flat, ragged.lengths.tolist()))
 
 
 def share(batch: Batch, *, rank: int, processes: int, micro_batch: int | None) -> list[list[Row]]:
@@ -95,11 +98,12 @@ def micro_batch(rows: Sequence[Row], task: str, device: torch.device | None = No
         if task == "generate":
             assert row.labels is not None
             labels += torch.split(row.labels, whole)
-    documents = lay_out(sequences, device)
+    types = [row.types for row in rows if row.types is not None]
+    documents = lay_out(sequences, types if len(types) == len(sequences) else None, device)
     tokens = documents.tokens
     if task == "generate":
         labels_N = torch.cat([labels[index] for index in documents.order])
-        places = (labels_N != IGNORED).nonzero().view(-1)
+        places = (labels_N != segments.NOTHING).nonzero().view(-1)
         targets = labels_N.index_select(0, places)
         return MicroBatch(documents, _on(places, device), _on(targets, device), tokens)
     if task == "regress":

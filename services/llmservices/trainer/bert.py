@@ -30,8 +30,6 @@ class BertSpec(msgspec.Struct, frozen=True):
     labels: int
     """1: a regression."""
     types: int = 2
-    separator: int | None = None
-    """Id of the token after which the second text begins, which has type 1."""
     dropout: float = 0.1
     attention_dropout: float = 0.1
     classifier_dropout: float = 0.1
@@ -159,23 +157,14 @@ class Bert(Learner):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
-    def _types(self, documents: Documents) -> torch.Tensor:
-        """1 behind a sequence's first separator."""
-        ids = documents.ids_N
-        if self.spec.separator is None or self.spec.types < 2:
-            return torch.zeros_like(ids)
-        before_N = (ids == self.spec.separator).long()
-        before_N = before_N.cumsum(0) - before_N
-        firsts_S = documents.firsts_S
-        lengths_S = documents.lasts_S - firsts_S + 1
-        began_N = before_N.index_select(0, firsts_S).repeat_interleave(lengths_S)
-        return (before_N - began_N).clamp_(max=1)
-
     def judge(self, documents: Documents) -> torch.Tensor:
         table = self.bert.embeddings
+        types_N = documents.types_N
+        if types_N is None:
+            types_N = torch.zeros_like(documents.ids_N)
         x_NC = (
             table.word_embeddings(documents.ids_N)
-            + table.token_type_embeddings(self._types(documents))
+            + table.token_type_embeddings(types_N)
             + table.position_embeddings(documents.positions_N)
         )
         x_NC = dropout(table.LayerNorm(x_NC), self.spec.dropout, training=self.training)

@@ -9,7 +9,7 @@ Must never wait, send or read a clock.
 import contextlib
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -184,12 +184,6 @@ class Training:
 
     # --- state ------------------------------------------------------------------------------------
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """What training changes, under this module's own names."""
-        buffers = dict(self.learner.named_buffers())
-        kept = {name: buffers[name] for name in buffers if name in self.learner.state_dict()}
-        return {name: each.detach() for name, each in self._trained} | kept
-
     def optimizer_tensors(self) -> dict[str, torch.Tensor]:
         """`NAME.STATE` for each parameter and each of its states."""
         state = self._optimizer.state
@@ -200,11 +194,11 @@ class Training:
             if isinstance(value, torch.Tensor)
         }
 
-    def restore(self, weights: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor]) -> None:
+    def restore(
+        self, weights: Mapping[str, torch.Tensor], optimizer: Mapping[str, torch.Tensor]
+    ) -> None:
         """Set weights and optimiser to what a checkpoint holds."""
-        with torch.no_grad():
-            for name, tensor in self.weights().items():
-                tensor.copy_(weights[name])
+        self.learner.load_exported(weights)
         by_name: dict[str, dict[str, torch.Tensor]] = {}
         for whole, tensor in optimizer.items():
             name, _, key = whole.rpartition(".")

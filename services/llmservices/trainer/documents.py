@@ -12,8 +12,6 @@ from typing import Final
 import msgspec
 import torch
 
-IGNORED: Final = -100
-"""A label where nothing is predicted."""
 GROUP_WASTE: Final = 1.25
 """A group's padded tokens are at most so many times its real ones (but for tiny groups)."""
 GROUP_SEQUENCES_MIN: Final = 4
@@ -41,6 +39,8 @@ class Documents(msgspec.Struct, frozen=True):
     ids_N: torch.Tensor
     positions_N: torch.Tensor
     """Of each token in its sequence."""
+    types_N: torch.Tensor | None
+    """Token types, where the data tells two texts of a sequence apart."""
     groups: list[Group]
     order: list[int]
     """Sequence i here was sequence order[i] of the caller."""
@@ -87,8 +87,12 @@ def _group(lengths: Sequence[int], start: int, device: torch.device) -> Group:
     )
 
 
-def lay_out(sequences: Sequence[torch.Tensor], device: torch.device | None = None) -> Documents:
-    """Documents of int64 sequences, none of them empty."""
+def lay_out(
+    sequences: Sequence[torch.Tensor],
+    types: Sequence[torch.Tensor] | None = None,
+    device: torch.device | None = None,
+) -> Documents:
+    """Documents of int64 sequences, none of them empty; `types` are as long as these."""
     device = device or torch.device("cpu")
     order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
     lengths = [len(sequences[index]) for index in order]
@@ -101,6 +105,7 @@ def lay_out(sequences: Sequence[torch.Tensor], device: torch.device | None = Non
     return Documents(
         ids_N=torch.cat([sequences[index] for index in order]).to(device),
         positions_N=torch.cat([torch.arange(length) for length in lengths]).to(device),
+        types_N=None if types is None else torch.cat([types[index] for index in order]).to(device),
         groups=groups,
         order=order,
         firsts_S=(ends_S - torch.tensor(lengths)).to(device),

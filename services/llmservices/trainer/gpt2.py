@@ -6,6 +6,7 @@ Source: Radford et al. 2019, section 2.3: residual projections begin smaller by 
 Legend: N tokens, C width, H heads, D width of a head.
 """
 
+from collections.abc import Mapping
 from typing import cast
 
 import msgspec
@@ -145,7 +146,7 @@ class Gpt2(Learner):
                 weights[f"{name}.bias"] = _bias(module.bias, self.spec.width)
         return weights
 
-    def load_exported(self, weights: dict[str, torch.Tensor]) -> None:
+    def load_exported(self, weights: Mapping[str, torch.Tensor]) -> None:
         """The inverse of `exported`."""
         for name, parameter in self.named_parameters():
             stored = weights[name]

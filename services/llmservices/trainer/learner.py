@@ -3,7 +3,7 @@
 Legend: N tokens, S sequences, P predictions, C width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import msgspec
@@ -43,9 +43,14 @@ class Learner(nn.Module):
     vocabulary: int
     task: str
     """`generate`, `classify`, `regress`."""
+    file: str = "model.safetensors"
+    """Where what it exports belongs."""
     is_checkpointed: bool = False
     """Recompute each layer's activations in the backward pass (Chen et al. 2016, arXiv
     1604.06174)."""
+
+    def initialise(self) -> None:
+        """New weights; the library's models have made theirs."""
 
     def hidden(self, documents: Documents) -> torch.Tensor:
         """[N, C], after the last norm."""
@@ -66,9 +71,15 @@ class Learner(nn.Module):
             hidden_PC = self.hidden(batch.documents).index_select(0, batch.places_P)
             return head_loss(hidden_PC, self.head_weight(), batch.targets, smoothing=smoothing)
         judged = self.judge(batch.documents)
+        return self.judged_loss(judged, batch.targets, smoothing=smoothing)
+
+    def judged_loss(
+        self, judged: torch.Tensor, targets: torch.Tensor, *, smoothing: float = 0.0
+    ) -> torch.Tensor:
+        """Of a classifier's logits or a regression's scores, summed, float64."""
         if self.task == "regress":
-            return value_loss(judged.squeeze(-1), batch.targets)
-        return class_loss(judged, batch.targets, smoothing=smoothing)
+            return value_loss(judged.squeeze(-1), targets)
+        return class_loss(judged, targets, smoothing=smoothing)
 
     def forward(self, batch: MicroBatch, smoothing: float) -> torch.Tensor:
         """As `loss`: what wrappers of torch.distributed call."""
@@ -87,3 +98,9 @@ class Learner(nn.Module):
     def exported(self) -> dict[str, torch.Tensor]:
         """The weights under the architecture's public names, tied ones once."""
         return {name: each.detach() for name, each in self.named_parameters()}
+
+    def load_exported(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """The inverse; KeyError where one is missing."""
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                parameter.copy_(weights[name])

@@ -68,6 +68,11 @@ TABLE: Final[dict[str, Make]] = {
 """By the recipe's word.  `beta1` is Adadelta's rho, `beta2` RMSprop's alpha."""
 
 
+def unknown(name: str) -> str:
+    """What to say of a name that is not in the table."""
+    return f"training.optimizer is {name!r}; there are {', '.join(sorted(TABLE))}"
+
+
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Matrices decay; biases, norms and other vectors do not."""
     return parameter.dim() > 1
@@ -79,9 +84,7 @@ def build(
     """The recipe's optimiser over named parameters; INVALID names those that there are."""
     make = TABLE.get(recipe.optimizer)
     if make is None:
-        raise invalid(
-            f"training.optimizer is {recipe.optimizer!r}; there are {', '.join(sorted(TABLE))}"
-        )
+        raise invalid(unknown(recipe.optimizer))
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in parameters:

@@ -1,4 +1,4 @@
-"""The memory that a checkpoint is copied into, from where the store takes it while training goes on.
+"""The memory that a checkpoint is copied into; the store takes it from there during training.
 
 Invariant: between `write` and `release` nothing changes in it.  Its pages are touched when it is
 made, so that a copy costs what memory costs and no page fault.

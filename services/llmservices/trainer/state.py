@@ -16,8 +16,6 @@ from llmservices.trainer.savebuffer import Groups
 STATE: Final = "state.json"
 LOSSES: Final = "losses.safetensors"
 OPTIMIZER: Final = "optimizer.safetensors"
-WEIGHTS: Final = "training.safetensors"
-"""Of a checkpoint: under the module's own names."""
 RNG: Final = "rng.torch"
 COLUMNS: Final = ("step", "loss", "tokens", "learning_rate", "gradient_norm", "ms", "difference")
 
@@ -86,7 +84,7 @@ def checkpoint_tensors(training: Training, losses: Losses) -> Groups:
     """All tensors of a checkpoint, by file."""
     rng = {RNG: torch.get_rng_state()}
     return {
-        WEIGHTS: training.weights(),
+        training.learner.file: training.learner.exported(),
         OPTIMIZER: training.optimizer_tensors() | rng,
         LOSSES: losses.tensors(),
     }
@@ -96,7 +94,7 @@ def restore(training: Training, losses: Losses | None, groups: Groups) -> None:
     """Set a run to what a checkpoint holds."""
     optimizer = dict(groups[OPTIMIZER])
     rng = optimizer.pop(RNG, None)
-    training.restore(groups[WEIGHTS], optimizer)
+    training.restore(groups[training.learner.file], optimizer)
     if rng is not None:
         torch.set_rng_state(rng)
     if losses is not None:
