@@ -5,7 +5,7 @@ rest is frozen, and saved nowhere again.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import torch
@@ -55,12 +55,15 @@ class Adapted(Learner):
                 f"lora.targets names {', '.join(unknown)}; the linear layers of this model are "
                 f"{', '.join(there)}"
             )
+        modules = inner.modules()
+        self._is_input_first = any(type(each).__name__ == "Conv1D" for each in modules)
         self.config = LoraConfig(
             r=recipe.rank,
-            lora_alpha=recipe.alpha,
+            lora_alpha=cast(int, recipe.alpha),  # peft says int, and divides
             lora_dropout=recipe.dropout,
             target_modules=list(self.targets),
             exclude_modules=EXCLUDED,
+            fan_in_fan_out=self._is_input_first,
         )
         # Any: peft has no types
         inject: Any = inject_adapter_in_model
@@ -101,24 +104,20 @@ class Adapted(Learner):
             for name, parameter in self._named().items():
                 parameter.copy_(weights[name])
 
-    def description(self, base: str) -> bytes:
-        """adapter_config.json"""
+    def description(self, base: str) -> dict[str, bytes]:
         heads = [head for head in HEADS if any(f".{head}." in name for name in self._named())]
-        return msgspec.json.format(
-            msgspec.json.encode(
-                {
-                    "peft_type": "LORA",
-                    "task_type": TASKS[self.task],
-                    "base_model_name_or_path": base,
-                    "r": self.config.r,
-                    "lora_alpha": self.config.lora_alpha,
-                    "lora_dropout": self.config.lora_dropout,
-                    "target_modules": sorted(self.targets),
-                    "exclude_modules": EXCLUDED,
-                    "modules_to_save": heads or None,
-                    "bias": "none",
-                    "fan_in_fan_out": False,
-                    "inference_mode": True,
-                }
-            )
-        )
+        described = {
+            "peft_type": "LORA",
+            "task_type": TASKS[self.task],
+            "base_model_name_or_path": base,
+            "r": self.config.r,
+            "lora_alpha": self.config.lora_alpha,
+            "lora_dropout": self.config.lora_dropout,
+            "target_modules": sorted(self.targets),
+            "exclude_modules": EXCLUDED,
+            "modules_to_save": heads or None,
+            "bias": "none",
+            "fan_in_fan_out": self._is_input_first,
+            "inference_mode": True,
+        }
+        return {"adapter_config.json": msgspec.json.format(msgspec.json.encode(described))}

@@ -48,7 +48,7 @@ def labels_of(config: Config) -> list[str]:
 def is_generator(config: Config) -> bool:
     """Whether the published model predicts the next token."""
     architecture = (config.get("architectures") or ["ForCausalLM"])[0]
-    return architecture.endswith(("ForCausalLM", "LMHeadModel"))
+    return str(architecture).endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def prefixed(config: Config, name: str) -> str:
@@ -95,7 +95,7 @@ def _llama(config: Config, family: str, labels: int) -> Learner | None:
             head_width=config.get("head_dim") or width // heads,
             context_tokens=config.get("max_position_embeddings", 2048),
             norm_epsilon=config.get("rms_norm_eps", 1e-6),
-            rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+            rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
             tied=bool(config.get("tie_word_embeddings", False)),
             qkv_bias=family == "qwen2" or biased,
             out_bias=biased,

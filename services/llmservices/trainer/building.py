@@ -1,5 +1,6 @@
 """From a recipe and a base to a model that can be trained, and to the files of what it becomes."""
 
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,7 @@ from safetensors.torch import load_file
 
 from llmservices.models.folder import INDEX, WEIGHTS
 from llmservices.trainer import architectures
-from llmservices.trainer.adapter import Adapted
 from llmservices.trainer.architectures import Config, Special
-from llmservices.trainer.foreign import Foreign
 from llmservices.trainer.learner import Learner
 from llmservices.trainer.linears import accelerate
 from llmservices.versions.manifest import is_version
@@ -116,17 +115,25 @@ def build(
     use_own = not (config.get("model_type") == "gpt2" and recipe.method == "lora")
     learner = architectures.own(config, labels=outputs) if use_own else None
     if learner is None:
-        learner = Foreign(config, task=recipe.task, labels=outputs)
+        foreign = importlib.import_module("llmservices.trainer.foreign")  # seconds
+        learner = checked(foreign.Foreign(config, task=recipe.task, labels=outputs))
     learner.task = recipe.task
     learner.initialise()
     stored = torch.bfloat16 if recipe.training.precision == "bf16" else torch.float32
     if base is not None:
         stored = _load(learner, base.weights(), outputs)
     if recipe.method == "lora":
-        learner = Adapted(learner, recipe.lora or LoraRecipe())
+        adapter = importlib.import_module("llmservices.trainer.adapter")  # seconds
+        learner = checked(adapter.Adapted(learner, recipe.lora or LoraRecipe()))
     learner.is_checkpointed = recipe.training.activation_checkpointing
     accelerate(learner)
     return Built(learner, stored, _files(recipe, learner, base, config, labels))
+
+
+def checked(found: object) -> Learner:
+    """What an imported module gave, typed."""
+    assert isinstance(found, Learner)
+    return found
 
 
 def _load(learner: Learner, weights: Mapping[str, torch.Tensor], outputs: int) -> torch.dtype:
@@ -174,9 +181,7 @@ def _files(
             files["modules.json"] = b"[]\n"  # it pools no longer: its head judges
     if base is None or changed != config:
         files[CONFIG] = json.dumps(changed, indent=2).encode() + b"\n"
-    if isinstance(learner, Adapted):
-        files["adapter_config.json"] = learner.description(recipe.base or "")
-    return files
+    return files | learner.description(recipe.base or "")
 
 
 def _classifier_of(config: Config) -> str:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: checkpoints on the way, a version at the end, its tags, its deployment."""
+"""What a run leaves behind: checkpoints on the way, a version at the end, tags, a deployment."""
 
 from typing import Final
 
@@ -139,5 +139,3 @@ def publish(
             raise
         return saved.version, f"not deployed: {error.detail}"
     return saved.version, ""
-
-

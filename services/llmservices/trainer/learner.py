@@ -95,6 +95,10 @@ class Learner(nn.Module):
         again: Any = checkpoint(call, x, *rest, use_reentrant=False)
         return cast(torch.Tensor, again)
 
+    def description(self, base: str) -> dict[str, bytes]:
+        """Small files that what it exports cannot be read without."""
+        return {}
+
     def exported(self) -> dict[str, torch.Tensor]:
         """The weights under the architecture's public names, tied ones once."""
         return {name: each.detach() for name, each in self.named_parameters()}

@@ -1,4 +1,4 @@
-"""The trainer's messages: an order comes, steps and checkpoints go; computing has its own thread."""
+"""The trainer's messages: an order comes, steps and checkpoints go; a thread computes."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,6 @@ from typing import Final, TypeVar
 
 import msgspec
 import torch
-from libllm import logs
 from libllm.config import Home
 from libllm.events import Holding
 from libllm.metrics import Instruments, Reporter
@@ -35,6 +34,7 @@ from llmproto.recipes import Recipe
 from llmproto.threads import Done
 from llmproto.versions import Digest, Saved
 
+from libllm import logs
 from llmservices.trainer.finishing import Checkpoint
 from llmservices.trainer.pace import Pace
 from llmservices.trainer.reports import Backlog
@@ -264,9 +264,7 @@ class Trainer(Service):
         reports, doing = self._backlog.next(), self._doing
         if reports or (doing, self._steps_total) != self._said:
             self._said = (doing, self._steps_total)
-            self._port.send(
-                StepsDone(order.job, order.attempt, reports, self._steps_total, doing)
-            )
+            self._port.send(StepsDone(order.job, order.attempt, reports, self._steps_total, doing))
 
     def _report(self) -> Metrics:
         return self._measures.report(self._settings.process, self._settings.attempt)

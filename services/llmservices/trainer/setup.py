@@ -76,9 +76,7 @@ def resolve_base(bus: Asking, recipe: Recipe, parent: bytes | None) -> VersionRo
     return row
 
 
-def set_up(
-    bus: Asking, recipe: Recipe, *, parent: bytes | None, made: Path
-) -> Setup:
+def set_up(bus: Asking, recipe: Recipe, *, parent: bytes | None, made: Path) -> Setup:
     """`made` is the folder for a new tokenizer."""
     if recipe.training.optimizer not in optimizers.TABLE:
         raise invalid(optimizers.unknown(recipe.training.optimizer))

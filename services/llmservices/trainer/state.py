@@ -17,7 +17,8 @@ STATE: Final = "state.json"
 LOSSES: Final = "losses.safetensors"
 OPTIMIZER: Final = "optimizer.safetensors"
 RNG: Final = "rng.torch"
-COLUMNS: Final = ("step", "loss", "tokens", "learning_rate", "gradient_norm", "ms", "difference")
+COLUMNS: Final = ("step", "loss", "tokens", "learning_rate", "gradient_norm")
+"""No times: two runs of one recipe make one version."""
 
 
 class State(msgspec.Struct, frozen=True):
@@ -60,8 +61,6 @@ class Losses:
                 float(report.tokens),
                 report.learning_rate,
                 norm,
-                report.ms,
-                report.difference,
             )
         )
 

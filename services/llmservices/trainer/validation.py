@@ -82,11 +82,10 @@ def _spearman(right: list[float], guessed: list[float]) -> float:
     """Correlation of ranks, ties sharing theirs."""
 
     def ranks(values: list[float]) -> torch.Tensor:
-        unique, inverse, counts = torch.tensor(values, dtype=torch.float64).unique(
-            return_inverse=True, return_counts=True
-        )
-        ends = counts.cumsum(0).double()
-        return (ends - (counts - 1) / 2)[inverse]
+        column = torch.tensor(values, dtype=torch.float64)
+        below = (column[None, :] < column[:, None]).sum(1)
+        equal = (column[None, :] == column[:, None]).sum(1)
+        return below + (equal - 1) / 2
 
     both = torch.stack([ranks(right), ranks(guessed)])
     found = float(torch.corrcoef(both)[0, 1])

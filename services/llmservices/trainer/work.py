@@ -5,6 +5,7 @@ computes for the same step is compared with that.  A checkpoint is said to be co
 the store has said that it is whole.
 """
 
+import importlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -25,7 +26,6 @@ from llmservices.trainer.ranks import Alone, Ranks, Together
 from llmservices.trainer.savebuffer import SaveBuffer, bytes_of, folder_for
 from llmservices.trainer.setup import Setup
 from llmservices.trainer.source import Asking
-from llmservices.trainer.tensorboard import Board
 from llmservices.trainer.validation import validate
 from llmservices.versions.manifest import STATE, read_file, read_manifest
 from llmservices.versions.weights import read_tensors
@@ -75,6 +75,16 @@ class Bus(Asking, Protocol):
 
     def save(self, checkpoint: finishing.Checkpoint) -> "Future[Digest]":
         """Begin to save; the future is there when the kernel has taken note of it."""
+
+
+class Board(Protocol):
+    """Curves for people."""
+
+    def add(self, report: StepReport) -> None:
+        """One step."""
+
+    def close(self) -> None:
+        """Write what is left."""
 
 
 class Stopped(Exception):
@@ -136,7 +146,9 @@ class Work:
         if content is not None:
             self._resume(training, ready, content)
         if order.rank == 0 and order.recipe.finish.tensorboard is not None:
-            self._board = Board(Path(order.recipe.finish.tensorboard), training.progress.step)
+            folder = Path(order.recipe.finish.tensorboard)
+            tensorboard = importlib.import_module("llmservices.trainer.tensorboard")  # seconds
+            self._board = tensorboard.Board(folder, training.progress.step)
         self._bus.doing(self._note)
         self._train(training, ready)
         return self._finish(training, ready)
@@ -366,7 +378,9 @@ class Work:
         last = self._validations.get(training.progress.step)
         if last is None and self._validations:
             last = self._validations[max(self._validations)]
-        named = {("validation_loss" if key == "loss" else key): v for key, v in (last or {}).items()}
+        named = {
+            ("validation_loss" if key == "loss" else key): v for key, v in (last or {}).items()
+        }
         return {"train_loss": losses[-1]} | named if losses else named
 
     def close(self) -> None:
@@ -376,5 +390,3 @@ class Work:
             self._buffer = None
         if self._board is not None:
             self._board.close()
-
-

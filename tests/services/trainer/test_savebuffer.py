@@ -1,0 +1,50 @@
+"""The buffer that a checkpoint is copied into."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from llmproto.versions import TensorGroup
+from llmservices.trainer import savebuffer
+from llmservices.trainer.savebuffer import ALIGNMENT, SaveBuffer, bytes_of
+
+GROUPS = {
+    "model.safetensors": {
+        "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),
+        "b": torch.ones(5, dtype=torch.bfloat16),
+        "none": torch.empty(0, 3),
+    },
+    "optimizer.safetensors": {"step": torch.tensor(3.0), "rng": torch.arange(9, dtype=torch.uint8)},
+}
+
+
+def test_what_is_written_is_where_it_is_said_to_be(tmp_path: Path) -> None:
+    buffer = SaveBuffer(tmp_path / "buffer", bytes_of(GROUPS))
+    written = buffer.write(GROUPS)
+    content = (tmp_path / "buffer").read_bytes()
+    assert written.layout is None and [group.file for group in written.groups] == list(GROUPS)
+    for group in written.groups:
+        for place in group.tensors:
+            tensor = GROUPS[group.file][place.name]
+            assert place.offset % ALIGNMENT == 0 and place.shape == list(tensor.shape)
+            raw = tensor.reshape(-1).view(torch.uint8) if tensor.numel() else tensor
+            assert content[place.offset : place.offset + place.bytes] == bytes(
+                raw.flatten().tolist()
+            )
+    empty = {
+        file: {name: torch.zeros_like(t) for name, t in g.items()} for file, g in GROUPS.items()
+    }
+    buffer.read(empty)
+    assert all(torch.equal(empty[f][n], GROUPS[f][n]) for f in GROUPS for n in GROUPS[f])
+    buffer.close()
+    assert not (tmp_path / "buffer").exists()
+
+
+def test_a_long_layout_goes_through_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = SaveBuffer(tmp_path / "short", bytes_of(GROUPS)).write(GROUPS)
+    monkeypatch.setattr(savebuffer, "LAYOUT_BYTES_MAX", 10)
+    written = SaveBuffer(tmp_path / "buffer", bytes_of(GROUPS)).write(GROUPS)
+    assert written.groups == [] and written.layout is not None
+    found = msgspec.msgpack.decode(Path(written.layout).read_bytes(), type=list[TensorGroup])
+    assert found == short.groups
