@@ -1,6 +1,6 @@
 """Our modules compute what the library's do: losses and gradients, whatever the lengths."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -80,10 +80,10 @@ def bert(labels: int = 3) -> PreTrainedModel:
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=256,
-        num_labels=labels,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
+    config.num_labels = labels
     return BertForSequenceClassification(config)
 
 
@@ -128,17 +128,17 @@ def next_tokens(sequences: Sequence[torch.Tensor]) -> MicroBatch:
 
 @pytest.mark.parametrize("make", [llama, qwen2, gpt2])
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_generators(make: "type[PreTrainedModel]", lengths: list[int]) -> None:
+def test_generators(make: Callable[[], PreTrainedModel], lengths: list[int]) -> None:
     torch.manual_seed(0)
     library = make()
     learner = ours(library)
     sequences = draw(lengths)
     ids, mask = padded(sequences)
     expected = library(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100))
-    expected.loss.backward()
+    torch.autograd.backward(expected.loss)
     batch = next_tokens(sequences)
     loss = learner.loss(batch) / batch.count
-    loss.backward()
+    torch.autograd.backward(loss)
     assert loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
     found = gradients(learner)
     for name, parameter in library.named_parameters():
@@ -155,11 +155,11 @@ def test_classifier(lengths: list[int]) -> None:
     ids, mask = padded(sequences)
     classes = torch.arange(len(lengths)) % 3
     expected = library(input_ids=ids, attention_mask=mask, labels=classes)
-    expected.loss.backward()
+    torch.autograd.backward(expected.loss)
     documents = lay_out(sequences)
     batch = MicroBatch(documents, None, classes[documents.order], documents.tokens)
     loss = learner.loss(batch) / batch.count
-    loss.backward()
+    torch.autograd.backward(loss)
     assert loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
     found = gradients(learner)
     for name, parameter in library.named_parameters():
@@ -213,6 +213,6 @@ def test_activation_checkpointing_changes_nothing() -> None:
     for checkpointed in (False, True):
         learner = ours(library)
         learner.is_checkpointed = checkpointed
-        learner.loss(batch).backward()
+        torch.autograd.backward(learner.loss(batch))
         found.append(gradients(learner))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
