@@ -17,7 +17,6 @@ from llmproto.jobs import (
     JobEnded,
     JobsAsk,
     JobSpawn,
-    StepsDone,
 )
 from llmproto.models import (
     Deployments,
@@ -128,7 +127,6 @@ class Calls:
             JobSpawn: jobs.spawn,
             JobAsk: jobs.ask,
             JobsAsk: jobs.all_rows,
-            StepsDone: lambda asker, call: work.steps(asker.session, call),
             CheckpointCommitted: lambda asker, call: work.checkpoint(asker.session, call),
             JobEnded: lambda asker, call: work.ended(asker.session, call),
         }

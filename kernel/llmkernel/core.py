@@ -15,7 +15,7 @@ from llmproto.connection import Beat, Failed, Goodbye, Hello, Working
 from llmproto.encoding import Vectors
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.execution import ExecutorReady, GaveBack, LoadFailed, Refused, Stepped
-from llmproto.jobs import JobStopped
+from llmproto.jobs import JobStopped, StepsDone
 from llmproto.kinds import KIND_OF
 from llmproto.operation import ProcessStarted, ProcessState
 from llmproto.rights import Right
@@ -286,6 +286,8 @@ class Kernel:
                 self._supervision.working(session, message.what, message.budget_ms)
             case LoadFailed():
                 self._supervision.load_failed(message.model, message.kind, message.detail)
+            case StepsDone():
+                self._jobs.steps(session, message)
             case JobStopped():
                 self._jobs.stopped(session, message)
             case Goodbye():

@@ -150,7 +150,7 @@ class JobWork:
             )
         return job
 
-    def steps(self, session: Session, done: StepsDone) -> JobMark:
+    def steps(self, session: Session, done: StepsDone) -> None:
         """Journal what comes next; the mark says how far that is."""
         t = self._t
         job = self._current(session, done.job, done.attempt)
@@ -165,7 +165,7 @@ class JobWork:
         rows = self._fresh(job, done.reports)
         if job.end is None and t.journal_room and (rows or done.steps_total != job.steps_total):
             t.record(StepsReported(job.id, rows, done.steps_total))
-        return JobMark(job.id, done.attempt, job.step)
+        t.send(session, JobMark(job.id, done.attempt, job.step))
 
     def _fresh(self, job: Job, reports: list[StepReport]) -> list[StepReport]:
         """Those that follow the mark without a gap, as far as the next JobRun can hold them."""

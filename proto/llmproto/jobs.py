@@ -94,7 +94,11 @@ class StepReport(msgspec.Struct, frozen=True, array_like=True):
 
 class JobRun(Message, frozen=True):
     """Kernel -> each process of a job, once all of them are ready, and again after Welcome:
-    continue from here.  Not answered: StepsDone follows from rank 0."""
+    continue from here.  Not answered: StepsDone follows from rank 0.
+
+    From then on its Beat lists the job (in `threads`); one that does not is told again.  Its
+    progress grows with every micro-batch: without that for JOB_SILENT_MS, or what Working
+    announced, it is dead."""
 
     job: Thread
     attempt: Int53
@@ -120,8 +124,13 @@ class JobRun(Message, frozen=True):
 
 
 class StepsDone(Message, frozen=True):
-    """Rank 0 -> kernel: provisional steps, in order.  Journaled; answered by JobMark.  Rows at or
-    below the mark are duplicates."""
+    """Rank 0 -> kernel: provisional steps, in order.  Not answered as a request is: JobMark follows
+    when they are journaled.  Sent again after Welcome, from the mark on.
+
+    Rows at or below the mark are duplicates, and not compared.  Rows that leave a gap, that come
+    while the journal's disk is full, or beyond what one JobRun can hold since the checkpoint
+    (JOB_REPORTS_MAX steps, JOB_METRICS_BYTES_MAX) are not taken: the mark says so, and they are
+    to be sent again, in the last case after a checkpoint."""
 
     job: Thread
     attempt: Int53
@@ -142,7 +151,7 @@ class JobMark(Message, frozen=True):
 
 class CheckpointCommitted(Message, frozen=True):
     """Rank 0 -> kernel, after the store has said Saved.  Answered by Done, or Failed(STALE) for an
-    attempt that is over."""
+    attempt that is over, or Failed(UNAVAILABLE) while steps that it holds are not reported."""
 
     job: Thread
     attempt: Int53
@@ -152,8 +161,9 @@ class CheckpointCommitted(Message, frozen=True):
 
 
 class JobEnded(Message, frozen=True):
-    """Rank 0 -> kernel: the job is over.  Answered by Done, after which the processes may exit with
-    code 0.  A rank that exits otherwise has died, and the kernel decides what follows."""
+    """Rank 0 -> kernel, when every step is marked: the job is over.  Answered by Done, after which
+    the processes exit with code 0, within STOPPING_MS_MAX.  A rank that exits otherwise has died,
+    and the kernel decides what follows."""
 
     job: Thread
     attempt: Int53

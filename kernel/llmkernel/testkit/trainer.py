@@ -82,7 +82,6 @@ class FakeTrainer(Process):
         self.checkpointed = 0
         self.unsaid: list[StepReport] = []
         self.calls = 0
-        self.reporting = False
         self.progress = 0
         world.after(LOAD_MS, self._load)
 
@@ -121,6 +120,9 @@ class FakeTrainer(Process):
                 assert (message.rank, message.processes) == (self.rank, self.processes)
                 if self.run is None:
                     self._begin(message)
+            case JobMark():
+                self.mark = max(self.mark, message.step)
+                self.unsaid = [row for row in self.unsaid if row.step > self.mark]
             case JobPace():
                 assert (message.job, message.attempt) == (self.job, self.attempt)
                 self.share = message.share
@@ -204,19 +206,14 @@ class FakeTrainer(Process):
     def _report(self) -> None:
         if not self.alive or self.over:
             return
-        if self.unsaid and not self.reporting:
-            self.reporting = True
+        if self.unsaid:
             assert self.run is not None
             total = int(self.run.recipe.split()[1])
-            self.ask(StepsDone(self.job, self.attempt, list(self.unsaid), total))
+            self.say(StepsDone(self.job, self.attempt, list(self.unsaid), total))
         self.world.after(REPORT_MS, self._report)
 
     def _answered(self, answer: Message) -> None:
         match answer:
-            case JobMark():
-                self.reporting = False
-                self.mark = max(self.mark, answer.step)
-                self.unsaid = [row for row in self.unsaid if row.step > self.mark]
             case Failed():
                 assert answer.kind is ErrorKind.STALE, answer  # the attempt is over
                 self._exit(1)

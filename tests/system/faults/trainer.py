@@ -37,11 +37,13 @@ class Trainer(Service):
         self._run: JobRun | None = None
         self._task: asyncio.Task[None] | None = None
         self._stop = False
+        self._unsaid: StepsDone | None = None
+        self._mark: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._progress = 1
 
     def handlers(self) -> Handlers:
         """What the kernel says."""
-        return {JobRun: self.begin, JobPace: self.pace}
+        return {JobRun: self.begin, JobMark: self.marked, JobPace: self.pace}
 
     def holding(self) -> Holding:
         """Its job, once it knows it."""
@@ -54,6 +56,16 @@ class Trainer(Service):
             self._run = run
             work = self._compute(run) if run.rank == 0 else self._follow(run)
             self._task = asyncio.get_running_loop().create_task(work)
+
+    def marked(self, mark: JobMark, request: Request) -> None:
+        """So far everything is journaled."""
+        if not self._mark.done():
+            self._mark.set_result(mark.step)
+
+    def welcomed(self) -> None:
+        """What was on its way may be lost."""
+        if self._unsaid is not None:
+            self._port.send(self._unsaid)
 
     def pace(self, pace: JobPace, request: Request) -> None:
         """Only the end of it matters here."""
@@ -76,9 +88,7 @@ class Trainer(Service):
                 step += 1
                 self._progress += 1
                 rows.append(report(run.recipe, step))
-            done = StepsDone(self._job, self._attempt, rows, int(steps))
-            mark = await self._port.call(done, JobMark)
-            assert mark.step >= step, "nothing is missing in between"
+            await self._report(StepsDone(self._job, self._attempt, rows, int(steps)))
             if step - saved >= int(every):
                 saved = await self._save(run, step)
         if step < int(steps):
@@ -90,6 +100,13 @@ class Trainer(Service):
             await self._port.call(ended, Done)
         Path(run.rendezvous).touch()
         os._exit(0)
+
+    async def _report(self, done: StepsDone) -> None:
+        self._mark = asyncio.get_running_loop().create_future()
+        self._unsaid = done
+        self._port.send(done)
+        assert await self._mark >= done.reports[-1].step, "nothing is missing in between"
+        self._unsaid = None
 
     async def _save(self, run: JobRun, step: int) -> int:
         taken = CheckpointCommitted(
