@@ -10,7 +10,7 @@ import typer
 from llmproto.errors import ErrorKind, RemoteError
 from typer.core import TyperGroup
 
-from libllm.cli import act, bench, data, demo, keys, logs, look, power, run, shelf, train
+from libllm.cli import act, bench, data, demo, keys, logs, look, power, run, shelf, train, versions
 from libllm.cli.output import refuse
 from libllm.version import __version__
 
@@ -76,11 +76,14 @@ COMMANDS: Sequence[Callable[..., None]] = (
     *(power.up, power.down, power.status, demo.demo, run.run),
     *(look.ps, look.threads, look.top, logs.logs, look.models),
     *(shelf.add, shelf.rm, shelf.load),
+    *(versions.export, versions.tag, versions.untag, versions.verify, versions.gc),
+    *(versions.deploy, versions.undeploy, versions.rollback),
     *(train.train, train.attach, train.jobs),
     *(act.kill, act.stop, act.cont, act.nice),
 )
 for command in COMMANDS:
     app.command()(command)
+app.command(name="import")(versions.import_)
 app.command(name="eval")(train.evaluate)
 app.command(context_settings={"ignore_unknown_options": True})(bench.bench)
 app.add_typer(data.app, name="data")

@@ -1,17 +1,23 @@
 """Commands that only look: ps, threads, models, top."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from libllm.cli.options import HomeOption, JsonOption, system_of
-from libllm.cli.output import console, duration, print_json
+from libllm.cli.output import console, duration, print_json, say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llmproto.versions import VersionRow
     from rich.console import RenderableType
 
     from libllm.cli.system import Operator
+
+STORE_S: Final = 3.0
+"""For how long `models` waits for the store."""
 
 
 def ps(context: typer.Context, home: HomeOption = None, json: JsonOption = False) -> None:
@@ -41,16 +47,35 @@ def threads(context: typer.Context, home: HomeOption = None, json: JsonOption = 
 
 
 def models(context: typer.Context, home: HomeOption = None, json: JsonOption = False) -> None:
-    """List the models; * marks the default."""
+    """List what can be asked for, * the default; what names serve; and the store's versions."""
     from libllm.cli import tables
 
     system = system_of(context)
     with system.connect(system.home(home)) as operator:
         rows = operator.models()
+        deployed = operator.deployments()
+        versions = _versions(operator)
     if json:
-        print_json(rows)
-    else:
-        console().print(tables.models(rows))
+        print_json({"models": rows, "deployments": deployed, "versions": versions})
+        return
+    console().print(tables.models(rows))
+    if deployed:
+        console().print(tables.deployments(deployed))
+    if versions:
+        console().print(tables.versions(versions, deployed))
+
+
+def _versions(operator: "Operator") -> "Sequence[VersionRow]":
+    """What is in the store; where it does not run, the rest is shown all the same."""
+    from llmproto.errors import ErrorKind, RemoteError
+
+    try:
+        return operator.versions(None, patience_s=STORE_S)
+    except RemoteError as error:
+        if error.kind not in (ErrorKind.UNAVAILABLE, ErrorKind.DEADLINE):
+            raise
+        say(f"llmos: no versions are shown, the store does not answer: {error.detail}")
+        return []
 
 
 def top(

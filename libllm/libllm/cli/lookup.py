@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from llmproto.errors import ErrorKind, RemoteError, invalid
 from llmproto.models import ModelRow
+from msgspec import structs
 
 if TYPE_CHECKING:
     from libllm.cli.system import Operator, System
@@ -21,6 +22,10 @@ def model_of(system: "System", operator: "Operator", meant: str, *, progress: bo
     found = _named(rows, meant)
     if found is not None:
         return found
+    deployed = next((row for row in operator.deployments() if row.name == meant), None)
+    serving = None if deployed is None else _named(rows, deployed.serving or "")
+    if serving is not None:
+        return structs.replace(serving, model=structs.replace(serving.model, name=meant))
     if looks_like_path(meant):
         folder, name = folder_of(meant), None
     elif HUB_NAME.fullmatch(meant):

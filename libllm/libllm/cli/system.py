@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
     from llmproto.data import DataAugment, DataClean, DataInspect, DataReport
     from llmproto.jobs import JobFound, JobRow
-    from llmproto.models import ModelAdded, ModelRow
+    from llmproto.models import DeploymentRow, ModelAdded, ModelRow
     from llmproto.operation import ProcessRow, Status, ThreadRow
     from llmproto.recipes import DataRecipe, Recipe
     from llmproto.tenants import KeyRow
+    from llmproto.versions import Collected, Deploying, Saved, Verified, VersionRow
 
     from libllm.config import Home
     from libllm.jobs import JobResult
@@ -108,6 +109,40 @@ class Operator(Protocol):
     def job(self, job: str, /) -> Running: ...
 
     def data(self, message: "DataClean | DataAugment | DataInspect", /) -> "DataReport": ...
+
+    def import_version(self, path: Path, name: str, /, *, base: str | None) -> "Saved": ...
+
+    def export_version(self, reference: str, path: str, /, *, merge: bool) -> None: ...
+
+    def versions(
+        self, name: str | None, /, *, patience_s: float | None
+    ) -> "Sequence[VersionRow]": ...
+
+    def tag(self, reference: str, tag: str, /, *, expect: str | None) -> None: ...
+
+    def untag(self, name: str, tag: str, /) -> None: ...
+
+    def verify(self, reference: str | None, /) -> "Verified": ...
+
+    def collect(self) -> "Collected": ...
+
+    def deploy(
+        self,
+        reference: str,
+        /,
+        *,
+        name: str | None,
+        replicas: int,
+        device: str | None,
+        gate: str,
+        wait: bool,
+    ) -> "Deploying": ...
+
+    def rollback(self, name: str, /, *, wait: bool) -> "Deploying": ...
+
+    def undeploy(self, name: str, /) -> None: ...
+
+    def deployments(self) -> "Sequence[DeploymentRow]": ...
 
     def keys(self) -> "Sequence[KeyRow]": ...
 

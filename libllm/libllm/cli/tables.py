@@ -1,13 +1,14 @@
 """What the kernel tells of itself, as tables and lines for people.  Pure: rows in, text out."""
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from llmproto.data import DataColumn, DataReport
 from llmproto.jobs import JobRow
-from llmproto.models import ModelRow
+from llmproto.models import DeploymentRow, ModelRow
 from llmproto.operation import ProcessRow, Status, ThreadRow
 from llmproto.tenants import KeyRow
+from llmproto.versions import VersionRow
 from rich.table import Table
 
 from libllm.cli.output import duration, size, table
@@ -75,6 +76,57 @@ def models(rows: Sequence[ModelRow]) -> Table:
         ],
         right="CONTEXT WEIGHTS THR",
     )
+
+
+def deployments(rows: Sequence[DeploymentRow]) -> Table:
+    """`llmos models`: what names serve."""
+    return table(
+        ("DEPLOYED", "STATE", "SERVES", "BEFORE", "READY", "DEVICE", "SINCE", "DETAIL"),
+        [
+            (
+                row.name,
+                row.state.value,
+                (row.serving or "-") + (f" -> {row.model}" if row.serving != row.model else ""),
+                row.previous or "-",
+                f"{row.replicas_ready}/{row.replicas}",
+                row.device or "any",
+                _day(row.changed_s),
+                row.detail,
+            )
+            for row in rows
+        ],
+        right="READY",
+    )
+
+
+def versions(rows: Sequence[VersionRow], deployed: Sequence[DeploymentRow]) -> Table:
+    """`llmos models`: what is in the store, the newest first."""
+    names: dict[str, list[str]] = {}
+    for deployment in deployed:
+        names.setdefault(deployment.serving or "", []).append(deployment.name)
+    references = {row.version: row.reference for row in rows}
+    return table(
+        ("VERSION", "TAGS", "DEPLOYED", "SIZE", "OWN", "PARENT", "CREATED", "METRICS"),
+        [
+            (
+                row.reference,
+                " ".join(row.tags) or "-",
+                " ".join(names.get(row.reference, ())) or "-",
+                size(row.bytes),
+                size(row.bytes_own),
+                _parent(row, references),
+                _day(row.created_s),
+                " ".join(f"{name} {value:.4g}" for name, value in sorted(row.metrics.items())),
+            )
+            for row in rows
+        ],
+        right="SIZE OWN",
+    )
+
+
+def _parent(row: VersionRow, references: Mapping[bytes, str]) -> str:
+    parent = row.lineage.parent
+    return "-" if parent is None else references.get(parent, f"@{parent.hex()[:8]}")
 
 
 def jobs(rows: Sequence[JobRow]) -> Table:

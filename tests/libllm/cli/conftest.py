@@ -16,7 +16,14 @@ from llmproto.data import DataAugment, DataClean, DataInspect, DataReport
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.generation import TextScore
 from llmproto.jobs import JobFound, JobKind, JobRow, JobState
-from llmproto.models import ModelAdded, ModelEntry, ModelRow, ModelState
+from llmproto.models import (
+    DeploymentRow,
+    DeploymentState,
+    ModelAdded,
+    ModelEntry,
+    ModelRow,
+    ModelState,
+)
 from llmproto.operation import (
     DeviceRow,
     Lease,
@@ -28,6 +35,16 @@ from llmproto.operation import (
 )
 from llmproto.recipes import DataRecipe, Recipe
 from llmproto.tenants import KeyRow
+from llmproto.versions import (
+    Collected,
+    Damage,
+    Deploying,
+    Lineage,
+    Saved,
+    Verified,
+    VersionKind,
+    VersionRow,
+)
 from typer.testing import CliRunner
 
 THREAD = bytes.fromhex("0000000100000005")
@@ -106,6 +123,28 @@ class Generation(NamedTuple):
     options: Options
 
 
+VERSION = VersionRow(
+    version=bytes.fromhex("3f2a0b1c") + bytes(28),
+    reference="bot@3f2a0b1c",
+    name="bot",
+    kind=VersionKind.MODEL,
+    path="/home/store/versions/3f2a0b1c",
+    created_s=0,
+    bytes=3 << 20,
+    bytes_own=1 << 20,
+    tags=["prod"],
+    lineage=Lineage(parent=bytes.fromhex("aabbccdd") + bytes(28)),
+    metrics={"accuracy": 0.875},
+)
+DEPLOYED = DeploymentRow(
+    name="bot",
+    state=DeploymentState.LIVE,
+    model=VERSION.reference,
+    serving=VERSION.reference,
+    previous="bot@00000001",
+    replicas=1,
+    replicas_ready=1,
+)
 JOB = bytes.fromhex("0000000100000007")
 JOB_ROW = JobRow(
     job=JOB,
@@ -161,6 +200,9 @@ class FakeOperator:
         self.looks: list[JobFound | BaseException] = []
         """What is seen of the next job."""
         self.report = DataReport("text", 3, 2)
+        self.damage: list[Damage] = []
+        self.deployed = [DEPLOYED]
+        self.store_down: RemoteError | None = None
 
     def generate(
         self, prompt: str, /, *, stream: Literal[True], **options: Unpack[Options]
@@ -272,6 +314,55 @@ class FakeOperator:
     def data(self, message: DataClean | DataAugment | DataInspect, /) -> DataReport:
         self.asked.append(message)
         return self.report
+
+    def import_version(self, path: Path, name: str, /, *, base: str | None) -> Saved:
+        self.asked.append(("import", path, name, base))
+        return Saved(VERSION.version, VERSION.reference, VERSION.bytes, 1 << 10)
+
+    def export_version(self, reference: str, path: str, /, *, merge: bool) -> None:
+        self.asked.append(("export", reference, path, merge))
+
+    def versions(self, name: str | None, /, *, patience_s: float | None) -> list[VersionRow]:
+        if self.store_down is not None:
+            raise self.store_down
+        return [VERSION]
+
+    def tag(self, reference: str, tag: str, /, *, expect: str | None) -> None:
+        self.asked.append(("tag", reference, tag, expect))
+
+    def untag(self, name: str, tag: str, /) -> None:
+        self.asked.append(("untag", name, tag))
+
+    def verify(self, reference: str | None, /) -> Verified:
+        self.asked.append(("verify", reference))
+        return Verified(1, 9, 1 << 20, self.damage)
+
+    def collect(self) -> Collected:
+        return Collected(3, 1 << 20, 1)
+
+    def deploy(
+        self,
+        reference: str,
+        /,
+        *,
+        name: str | None,
+        replicas: int,
+        device: str | None,
+        gate: str,
+        wait: bool,
+    ) -> Deploying:
+        self.asked.append(("deploy", reference, name, replicas, device, gate, wait))
+        return Deploying(name or "bot", VERSION.reference, VERSION.version, None)
+
+    def rollback(self, name: str, /, *, wait: bool) -> Deploying:
+        self.asked.append(("rollback", name, wait))
+        return Deploying(name, VERSION.reference, VERSION.version, None)
+
+    def undeploy(self, name: str, /) -> None:
+        self.asked.append(("undeploy", name))
+
+    def deployments(self) -> list[DeploymentRow]:
+        return self.deployed
 
     def keys(self) -> list[KeyRow]:
         return [KeyRow(name="ann", operator=False, created_s=0)]
