@@ -36,6 +36,7 @@ from llmservices.versions.manifest import (
     FileEntry,
     Manifest,
     Stamp,
+    check_files,
     folder_of,
     hash_bytes,
     object_path,
@@ -70,6 +71,10 @@ class Archive:
         self._numbers = itertools.count(1)
         self.damaged: dict[str, str] = {}
         """Folders whose manifest cannot be read, and why: not visible."""
+        self.suspects: set[str] = set()
+        """Objects found damaged: the next save that has their content writes them anew."""
+        self.index_number = 0
+        """Grows when the index is made anew: other connections then read an old file."""
         for folder in (root, *(root / name for name in (OBJECTS, VERSIONS, TMP))):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.notes = Notes(root, self.disk)
@@ -84,6 +89,7 @@ class Archive:
 
     def rebuild(self) -> None:
         """The index is damaged: make it anew."""
+        self.index_number += 1
         self.index.close()
         self.index.remove()
         self.index = self.open_index()
@@ -125,13 +131,18 @@ class Archive:
         nothing has changed."""
         budget = core.Budget(self.index.bytes_total(), self.bytes_max)
         staging = Staging(
-            self.root, self.new_tmp(), disk=self.disk, budget=budget, threads=self._threads
+            self.root,
+            self.new_tmp(),
+            disk=self.disk,
+            budget=budget,
+            threads=self._threads,
+            suspects=self.suspects,
         )
         try:
             groups, files = staging.take(plan, sources)
             task = self._task(plan)
             manifest = core.manifest_of(plan, task=task, groups=groups, files=files)
-            digest = self._keep(manifest, staging)
+            digest = self._keep(manifest, staging, plan.keep)
         except OSError as error:
             staging.undo()
             if error.errno in _FULL:
@@ -157,16 +168,20 @@ class Archive:
         """A path that nobody has."""
         return self.root / TMP / f"{os.getpid()}-{next(self._numbers)}"
 
-    def _keep(self, manifest: Manifest, staging: Staging) -> bytes:
+    def _keep(self, manifest: Manifest, staging: Staging, keep: int) -> bytes:
         content = manifest.encode()
         digest = bytes.fromhex(hash_bytes(content))
         folder = folder_of(self.root, digest)
         staging.place()
-        if folder.exists():
+        if self._is_sound(folder, manifest):
             return digest  # The same save again, or the same content.
-        stamp = Stamp(self.index.sequence() + 1, self._now_ns())
+        stamp = Stamp(self.index.sequence() + 1, self._now_ns(), keep)
         built = staging.folder / "version"
         self._build(built, manifest, content, stamp)
+        if folder.exists():  # A file of it is damaged.
+            self.disk.rename(folder, staging.folder / "damaged")
+            self.index.drop(digest.hex())
+            self.damaged.pop(folder.name, None)
         self.disk.rename(built, folder)
         try:
             self.disk.sync(folder.parent)
@@ -176,6 +191,14 @@ class Archive:
             folder.rename(built)
             raise
         return digest
+
+    def _is_sound(self, folder: Path, manifest: Manifest) -> bool:
+        try:
+            read_manifest(folder)
+            check_files(folder, manifest)
+        except RemoteError:
+            return False
+        return True
 
     def _build(self, built: Path, manifest: Manifest, content: bytes, stamp: Stamp) -> None:
         """The version's folder, the manifest last, all of it synced."""

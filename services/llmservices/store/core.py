@@ -78,6 +78,7 @@ class Draft(msgspec.Struct, frozen=True):
     inherited_files: list[FileEntry]
     lineage: Lineage
     metrics: dict[str, float]
+    keep: int = 1
 
 
 def draft(
@@ -114,6 +115,7 @@ def draft(
         inherited_files=_inherited_files(inherited, set(names)),
         lineage=lineage,
         metrics=check_metrics(save.metrics),
+        keep=save.keep,
     )
 
 

@@ -52,6 +52,7 @@ class Entry(msgspec.Struct, frozen=True):
     lineage: LineageEntry
     metrics: dict[str, float]
     files: list[tuple[str, int]]
+    keep: int = 1
 
     @classmethod
     def of(cls, digest: str, manifest: Manifest, stamp: Stamp) -> "Entry":
@@ -69,6 +70,7 @@ class Entry(msgspec.Struct, frozen=True):
             lineage=manifest.lineage,
             metrics=manifest.metrics,
             files=sorted(files),
+            keep=stamp.keep,
         )
 
 
@@ -205,6 +207,10 @@ class Index:
         rows = self._many(f"{where} order by sequence desc limit ?3", name, kind, limit)
         return rows, total
 
+    def all(self) -> list[Entry]:
+        """Oldest first."""
+        return self._many("order by sequence")
+
     def names(self) -> list[str]:
         rows = self._db.execute("select distinct name from versions order by name limit 50")
         return [row[0] for row in rows]
@@ -218,6 +224,11 @@ class Index:
                 (job, VersionKind.CHECKPOINT.value),
             )
         ]
+
+    def keep(self, digest: str) -> int:
+        """How many checkpoints stay, as this one was saved with."""
+        entry = self.find(digest)
+        return 1 if entry is None else entry.keep
 
     def jobs(self) -> list[str]:
         """That have checkpoints."""

@@ -3,14 +3,17 @@
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from llmproto.errors import RemoteError, invalid
-from llmproto.versions import FileRow, Lineage, VersionKind, VersionRow
+from llmproto.versions import FileRow, Lineage, VersionKind, VersionRow, Versions, VersionsAsk
 
 from llmservices.store.index import Entry, Index
 from llmservices.versions.manifest import SHORT_DIGITS, folder_of
 from llmservices.versions.reference import parse, short
 
 SHOWN: Final = 8
+ROWS_BYTES_MAX: Final = 900_000
+"""Of one answer: what is left of a message beside them is its header."""
 
 
 def resolve(index: Index, reference: str) -> Entry:
@@ -74,3 +77,17 @@ def _unknown(index: Index, reference: str, name: str | None) -> RemoteError:
 
 def _named(entries: list[Entry]) -> str:
     return ", ".join(f"{entry.name}@{entry.digest[:SHORT_DIGITS]}" for entry in entries)
+
+
+def rows(index: Index, root: Path, ask: VersionsAsk) -> Versions:
+    """Newest first, as many as one answer can carry, without their files."""
+    entries, total = index.listed(ask.name, checkpoints=ask.checkpoints, limit=ask.limit)
+    found: list[VersionRow] = []
+    used = 0
+    for entry in entries:
+        one = row(index, root, entry, files=False)
+        used += len(msgspec.msgpack.encode(one))
+        if used > ROWS_BYTES_MAX:
+            break  # `total` says that there are more.
+        found.append(one)
+    return Versions(found, total)

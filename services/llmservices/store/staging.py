@@ -33,17 +33,26 @@ class Staging:
     """Owns one folder under `tmp`, which is empty of use when it is done."""
 
     def __init__(
-        self, root: Path, folder: Path, *, disk: Disk, budget: Budget, threads: int = THREADS
+        self,
+        root: Path,
+        folder: Path,
+        *,
+        disk: Disk,
+        budget: Budget,
+        threads: int = THREADS,
+        suspects: set[str] | None = None,
     ) -> None:
+        """`suspects` are objects that are written again although they are there."""
         self.root = root
         self.folder = folder
         self._disk = disk
         self._budget = budget
         self._threads = threads
+        self._suspects = set() if suspects is None else suspects
         self._lock = threading.Lock()
         self._local = threading.local()
         self._names: dict[str, bool] = {}
-        """Objects of this save that were not there before; whether they are placed."""
+        """Objects that this save writes; whether `undo` must take them away again."""
 
     @property
     def bytes_new(self) -> int:
@@ -103,8 +112,10 @@ class Staging:
                 self._disk.make_folder(path.parent)
                 touched.add(objects)
             touched.add(path.parent)
+            is_new = not path.exists()
             self._disk.rename(self.folder / name, path)
-            self._names[name] = True
+            self._names[name] = is_new  # In place of a damaged one it stays whatever follows.
+            self._suspects.discard(name)
         for folder in sorted(touched):
             self._disk.sync(folder)
 
@@ -154,6 +165,8 @@ class Staging:
         return self.put(view)
 
     def _is_there(self, name: str, length: int) -> bool:
+        if name in self._suspects:
+            return False
         try:
             return object_path(self.root, name).stat().st_size == length
         except OSError:

@@ -189,6 +189,8 @@ class Stamp(msgspec.Struct, frozen=True):
     sequence: int
     """Grows with every version of a store: the newest has the highest."""
     created_ns: int
+    keep: int = 1
+    """Of a checkpoint: how many of its job's stay."""
 
 
 def hash_bytes(content: bytes | bytearray | memoryview) -> str:

@@ -12,7 +12,7 @@ from llmservices.store.rows import resolve, row
 from llmservices.versions.manifest import folder_of, read_manifest
 from llmservices.versions.weights import read_tensors
 
-from .conftest import CONFIG, Tensors, random_tensors, save_of, small_save
+from .saves import CONFIG, Tensors, random_tensors, save_of, small_save
 
 
 def equal(found: Tensors, wanted: Tensors) -> bool:
