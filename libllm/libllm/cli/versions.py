@@ -106,7 +106,10 @@ def verify(
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Read every object and compare it with its name; exit code 1 where one is damaged."""
+    """Read every object and compare it with its name.
+
+    The exit code is 1 where one is damaged.
+    """
     from libllm.cli.output import size
 
     system = system_of(context)
@@ -194,7 +197,10 @@ def rollback(
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Let a name serve what it served before, or else the parent of what it serves."""
+    """Let a name serve what it served before.
+
+    Where it served nothing before, it gets the parent of what it serves.
+    """
     system = system_of(context)
     with system.connect(system.home(home)) as operator:
         done = operator.rollback(name, wait=wait)
