@@ -47,7 +47,7 @@ def threads(context: typer.Context, home: HomeOption = None, json: JsonOption = 
 
 
 def models(context: typer.Context, home: HomeOption = None, json: JsonOption = False) -> None:
-    """List the models, the deployments and the versions; * marks the default."""
+    """List models, deployments and versions; * marks the default."""
     from libllm.cli import tables
 
     system = system_of(context)

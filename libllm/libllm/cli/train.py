@@ -114,7 +114,10 @@ def attach(
 
 
 def jobs(context: typer.Context, home: HomeOption = None, json: JsonOption = False) -> None:
-    """List training and evaluation runs, the ended of the last hours too."""
+    """List training and evaluation runs.
+
+    Those that have ended stay for a day.
+    """
     from libllm.cli import tables
 
     system = system_of(context)

@@ -27,7 +27,10 @@ def import_(
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Copy a Hugging Face folder into the store; boots if nothing is up."""
+    """Copy a Hugging Face folder into the store.
+
+    Boots if nothing is up.
+    """
     from libllm.cli.lookup import folder_of
     from libllm.cli.output import size
 
