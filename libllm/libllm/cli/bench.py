@@ -20,6 +20,7 @@ class What(StrEnum):
     SHAPE = "shape"
     SERVE = "serve"
     COMPARE = "compare"
+    EMBED = "embed"
 
 
 PROGRAMS: Final = {
@@ -31,6 +32,7 @@ PROGRAMS: Final = {
     What.CORE: ("llmservices.executor.bench",),
     What.SHAPE: ("llmservices.models.shapes",),
     What.SERVE: ("libllm.bench.serve",),
+    What.EMBED: ("libllm.bench.embed",),
     What.COMPARE: ("libllm.bench.compare",),
 }
 
@@ -49,7 +51,8 @@ def bench(
             "next token. overhead: a system against its engine alone (--folder). kernel: the "
             "kernel's core. core: the engine. shape NAME FOLDER: a random-weight model. "
             "serve: a load on any OpenAI-compatible server, or on a system. compare: "
-            "this system and other engines in turn."
+            "this system and other engines in turn. embed: embeddings against "
+            "sentence-transformers."
         ),
     ],
     arguments: Annotated[

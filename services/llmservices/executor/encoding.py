@@ -6,9 +6,11 @@ leaves before its end begins anew elsewhere.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import numpy as np
+import torch
 from llmproto import limits
 from llmproto.errors import ErrorKind, RemoteError, invalid
 
@@ -26,6 +28,11 @@ from llmservices.models.encoder import Encoder, EncoderModel
 
 RESULT_BYTES_MAX = limits.MESSAGE_BYTES_MAX // 2
 """Vectors of one call: they leave in one message, with room for its frame and for others."""
+
+
+PIECE_TOKENS = 512
+"""What one thread computes at a time: its activations stay in its cache, and pieces are many enough
+to share."""
 
 
 class Waiting(msgspec.Struct, frozen=True):
@@ -64,6 +71,24 @@ def choose(calls: Sequence[Waiting], *, step_tokens: int) -> list[Chosen]:
             chosen.append(Chosen(call.residency, number, tokens))
             left -= tokens
     return sorted(chosen, key=_place)
+
+
+def cut(chosen: Sequence[Chosen], *, piece_tokens: int) -> list[list[Chosen]]:
+    """The inputs in their order, in pieces of about so many tokens."""
+    pieces: list[list[Chosen]] = []
+    left = 0
+    for one in chosen:
+        if not pieces or one.tokens > left:
+            pieces.append([])
+            left = piece_tokens
+        pieces[-1].append(one)
+        left -= one.tokens
+    return pieces
+
+
+def _alone() -> None:
+    """A worker computes by itself."""
+    torch.set_num_threads(1)
 
 
 def _place(chosen: Chosen) -> tuple[int, int, int]:
@@ -112,9 +137,15 @@ class EncoderEngine:
     """
 
     def __init__(
-        self, model: EncoderModel, config: EngineConfig, *, on_plan: PlanHook | None = None
+        self,
+        model: EncoderModel,
+        config: EngineConfig,
+        *,
+        on_plan: PlanHook | None = None,
+        workers: int = 1,
     ) -> None:
-        """`on_plan` gets [(thread, inputs computed so far)] of each step before it is computed."""
+        """`on_plan` gets [(thread, inputs computed so far)] of each step before it is computed.
+        `workers`: threads that share a step, each with inputs of its own."""
         self._model = model
         self._config = config
         self._on_plan = on_plan
@@ -126,6 +157,7 @@ class EncoderEngine:
         dtype = str(model.dtype).removeprefix("torch.")
         self.path = f"{dtype} {model.device.type} {kind} encoder {mode}"
         self.counters = Counters()
+        self._pool = ThreadPoolExecutor(workers, "encode", _alone) if workers > 1 else None
         self._residents: dict[int, Resident] = {}
         self._age = 0
 
@@ -241,9 +273,23 @@ class EncoderEngine:
         return Waiting(admission.residency, rank, admission.lengths, resident.done)
 
     def _compute(self, chosen: list[Chosen]) -> None:
+        """In pieces that no two threads wait for each other in: inputs are independent, and a
+        barrier at every operation costs more than it gains, most of all on shared cores."""
+        pieces = cut(chosen, piece_tokens=PIECE_TOKENS)
+        if self._pool is None or len(pieces) == 1:
+            for piece in pieces:
+                self._encode(piece)
+        else:
+            for _ in self._pool.map(self._encode, pieces):
+                pass
+        self.counters.steps += 1
+        rows = sum(one.tokens for one in chosen)
+        self.counters.rows += rows
+        self.counters.prefill_tokens += rows
+
+    def _encode(self, piece: list[Chosen]) -> None:
         """In exact mode every input for itself, so that nothing beside it changes a shape."""
-        batches = [[one] for one in chosen] if self._config.exact else [chosen]
-        for batch in batches:
+        for batch in [[one] for one in piece] if self._config.exact else [piece]:
             vectors = self._model.encode(
                 self._column(batch, "tokens"),
                 self._column(batch, "types"),
@@ -251,10 +297,6 @@ class EncoderEngine:
             ).numpy()
             for row, one in enumerate(batch):
                 self._residents[one.residency].vectors[one.input] = vectors[row]
-        self.counters.steps += 1
-        rows = sum(one.tokens for one in chosen)
-        self.counters.rows += rows
-        self.counters.prefill_tokens += rows
 
     def _column(self, batch: list[Chosen], name: str) -> np.ndarray:
         parts = []

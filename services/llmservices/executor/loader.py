@@ -23,8 +23,6 @@ STEP_TOKENS_DEFAULT = 512
 BLOCK_TOKENS = 16
 ENCODER_STEP_TOKENS_DEFAULT = 2048
 """A fraction of a second for the usual models; more saves nothing that can be measured."""
-ENCODER_THREAD_WEIGHT_BYTES = 8 << 20
-"""Steps of encoders have many rows, so that a small model feeds several threads."""
 WARM_UP_TOKENS = 32
 THREAD_WEIGHT_BYTES = 32 << 20
 """Weights read in a step for each further thread: for less, waiting for one another costs more than
@@ -80,8 +78,9 @@ def _encoder_engine(
 ) -> EncoderEngine:
     config, cores = settings.config, len(settings.cores)
     residents_max = config.residents_max or RESIDENTS_MAX_DEFAULT
-    threads = max(1, min(cores, model.weight_bytes // ENCODER_THREAD_WEIGHT_BYTES))
-    torch.set_num_threads(config.threads or threads)
+    # Cores share a step by its inputs, not by its operations.
+    workers = 1 if model.device.type == "cuda" else config.threads or max(1, cores)
+    torch.set_num_threads(1)
     engine = EncoderEngine(
         model,
         EngineConfig(
@@ -93,6 +92,7 @@ def _encoder_engine(
             exact=config.mode == "exact",
         ),
         on_plan=on_plan,
+        workers=workers,
     )
     tokens = min(WARM_UP_TOKENS, engine.context_tokens)
     for size in (1, 4):

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from llmproto.errors import ErrorKind, RemoteError
+from llmservices.executor import encoding
 from llmservices.executor.contract import Admission, Computed, EngineConfig
-from llmservices.executor.encoding import Chosen, EncoderEngine, Waiting, choose
+from llmservices.executor.encoding import Chosen, EncoderEngine, Waiting, choose, cut
 from llmservices.executor.service import messages_of
 from llmservices.models.encoder import Encoder, EncoderModel
 from llmservices.models.foreign import ForeignEncoder
@@ -28,9 +29,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> EncoderModel:
     return found
 
 
-def engine(model: EncoderModel, *, exact: bool = False, step_tokens: int = 64) -> EncoderEngine:
+def engine(
+    model: EncoderModel, *, exact: bool = False, step_tokens: int = 64, workers: int = 1
+) -> EncoderEngine:
     config = EngineConfig(blocks=9, residents_max=4, step_tokens=step_tokens, exact=exact)
-    return EncoderEngine(model, config)
+    return EncoderEngine(model, config, workers=workers)
 
 
 def call(residency: int, *lengths: int, service_class: int = 1, priority: int = 0) -> Admission:
@@ -97,6 +100,17 @@ def test_choices_are_bounded_in_order_and_whole(
         assert taken == list(range(len(taken)))
 
 
+def test_pieces_are_of_about_equal_size_and_in_order() -> None:
+    chosen = [Chosen(1, number, tokens) for number, tokens in enumerate((2, 3, 3, 4, 30))]
+    assert [[one.tokens for one in piece] for piece in cut(chosen, piece_tokens=6)] == [
+        [2, 3],
+        [3],
+        [4],
+        [30],
+    ]
+    assert cut([], piece_tokens=6) == []
+
+
 # --- computing --------------------------------------------------------------------------------
 
 
@@ -139,7 +153,7 @@ def test_in_exact_mode_neighbours_change_no_bit(model: EncoderModel) -> None:
     alone = engine(model, exact=True)
     alone.add(call(1, 5, 9, 30))
     wanted = run(alone)[1]
-    beside = engine(model, exact=True, step_tokens=40)
+    beside = engine(model, exact=True, step_tokens=40, workers=2)
     for other in (call(2, 5, 5), call(1, 5, 9, 30), call(3, 30, 9, 17)):
         beside.add(other)
     assert run(beside)[1] == wanted
@@ -152,6 +166,15 @@ def test_in_fast_mode_neighbours_change_next_to_nothing(model: EncoderModel) -> 
     for other in (call(2, 5, 5), call(1, 5, 9, 30), call(3, 30, 9, 17)):
         beside.add(other)
     one, two = (np.frombuffer(run(each)[1], "<f4") for each in (alone, beside))
+    np.testing.assert_allclose(one, two, rtol=0, atol=1e-5)
+
+
+def test_workers_share_a_step(model: EncoderModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "PIECE_TOKENS", 8)
+    alone, shared = engine(model), engine(model, workers=2)
+    for at_work in (alone, shared):
+        at_work.add(call(1, 5, 9, 30, 3, 3))
+    one, two = (np.frombuffer(run(each)[1], "<f4") for each in (alone, shared))
     np.testing.assert_allclose(one, two, rtol=0, atol=1e-5)
 
 
