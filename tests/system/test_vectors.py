@@ -87,7 +87,7 @@ async def test_embeddings_are_the_references_in_order(gated: System) -> None:
 @pytest.mark.parametrize("victim", ["executor", "tokenizer", "kernel", "gateway"])
 async def test_kill_of_one_service(gated: System, victim: str) -> None:
     """In exact mode the same bits, though calls were computed again."""
-    inputs = texts(300, seed=5)
+    inputs = texts(160, seed=5)
     async with gated.client() as client:
         model = await embedder(client)
         wanted = rows(await client.embed(inputs, model=model))
