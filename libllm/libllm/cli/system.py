@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 class Streaming(Protocol):
     """Pieces of one choice as they come; reading raises RemoteError where it fails."""
 
+    @property
+    def model(self) -> str:
+        """The resolved name of the model: of a deployment, the version's."""
+
     def __iter__(self) -> "Iterator[Piece]": ...
 
     def close(self) -> None:

@@ -86,6 +86,7 @@ class Pieces:
     def __init__(self, script: Sequence[Piece | BaseException]) -> None:
         self._script = script
         self.closed = False
+        self.model = "embedded"
 
     def __iter__(self) -> Iterator[Piece]:
         for step in self._script:
