@@ -142,8 +142,8 @@ def perform(operator: Operator, stage: Stage, home: Home) -> Report:
     """In a system that runs."""
     data = write_sums(home.root / "sums.jsonl")
     folder = next(row.model.path for row in operator.models() if row.model.name == MODEL)
-    first = operator.import_version(folder, NAME).reference
-    operator.deploy(first)
+    first = operator.import_version(Path(folder), NAME, base=None).reference
+    operator.deploy(first, name=None, replicas=1, device=None, gate="", wait=True)
     stage.line(f"{first} serves as {NAME!r}; {READERS} streams run from now on")
     readers = Readers(operator)
     readers.start()
