@@ -24,13 +24,15 @@ from llmproto.threads import ThreadRenice
 
 from llmkernel.asker import Asker
 from llmkernel.facts import JobAdmitted, JobChanged, JobsForgotten
-from llmkernel.jobs import Job
+from llmkernel.jobs import Job, metrics_bytes
 from llmkernel.jobwork import JobWork
 from llmkernel.placement import Misfit, place_ranks
 from llmkernel.tables import MS, Tables
 
 REPORTS_MAX: Final = 1024
 """In one answer, as the schema says."""
+REPORT_BYTES: Final = 80
+"""A report without its metrics, at most."""
 ANSWER_BYTES_MAX: Final = limits.MESSAGE_BYTES_MAX - 16_384
 """What rows and reports of an answer may take; the rest is its frame."""
 
@@ -123,7 +125,7 @@ class JobCalls:
         left = ANSWER_BYTES_MAX - _row_bytes(row)
         reports: list[StepReport] = []
         for report in job.after(call.after_step)[:REPORTS_MAX]:
-            left -= 80 + sum(4 * len(name) + 16 for name in report.metrics)
+            left -= REPORT_BYTES + metrics_bytes(report)
             if left < 0:
                 break
             reports.append(report)

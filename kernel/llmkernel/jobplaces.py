@@ -109,7 +109,9 @@ class Places:
             kept.add(job.device)
             if leases.short_of is not None:
                 self._stop_idle(leases.short_of)
-        elif len(t.processes.by_name) + job.processes <= limits.PROCESSES_MAX:
+        elif len(t.processes.by_name) + job.processes > limits.PROCESSES_MAX:
+            job.doing = f"waits: {len(t.processes.by_name)} processes live already"
+        else:
             self._begin(job, leases)
 
     def _busy(self) -> dict[int, int]:

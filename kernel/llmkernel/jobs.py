@@ -25,6 +25,11 @@ Urgency = tuple[int, int, int, bytes]
 JobFact = AttemptBegun | AttemptLost | StepsReported | CheckpointTaken | JobOver | JobChanged
 
 
+def metrics_bytes(report: StepReport) -> int:
+    """What its metrics take as MessagePack, at most."""
+    return sum(4 * len(name) + 16 for name in report.metrics)
+
+
 class Job:
     """One training or evaluation run.
 
@@ -215,9 +220,14 @@ class Job:
 
     def _trim(self) -> None:
         """Those beyond the checkpoint are kept, and some for people who look in late."""
-        kept = max(self.step - self.checkpoint_step, limits.JOB_REPORTS_KEPT)
-        if len(self.reports) > kept:
-            del self.reports[:-kept]
+        beyond = self.step - self.checkpoint_step
+        kept = max(beyond, limits.JOB_REPORTS_KEPT)
+        gone = max(0, len(self.reports) - kept)
+        excess = sum(map(metrics_bytes, self.reports[gone:])) - limits.JOB_METRICS_BYTES_MAX
+        while excess > 0 and len(self.reports) - gone > beyond:
+            excess -= metrics_bytes(self.reports[gone])
+            gone += 1
+        del self.reports[:gone]
 
     def check(self) -> None:
         """Assert the invariant in full."""

@@ -37,7 +37,7 @@ from llmkernel.facts import (
 )
 from llmkernel.jobpace import Pacing
 from llmkernel.jobplaces import Places
-from llmkernel.jobs import Job
+from llmkernel.jobs import Job, metrics_bytes
 from llmkernel.processes import Process
 from llmkernel.sessions import Session
 from llmkernel.supervision import SIGKILL, Supervision
@@ -77,9 +77,9 @@ class JobWork:
 
     def ready(self, session: Session, process: Process) -> None:
         """A rank is ready, or says so again after it was welcomed anew."""
-        job = self._t.state.jobs.get(process.job)
-        if job is None or job.ranks.get(process.rank) is not process:
-            return
+        assert process.job is not None
+        job = self._t.state.jobs.by_id[process.job]
+        assert job.ranks[process.rank] is process
         if job.state is JobState.STOPPING:
             self._tell(process, self._pace(job))
         elif job.running:
@@ -155,7 +155,7 @@ class JobWork:
         t = self._t
         job = self._current(session, done.job, done.attempt)
         job.doing = done.doing[: limits.NAME_BYTES_MAX]
-        largest = max(map(_metrics_bytes, done.reports), default=0)
+        largest = max(map(metrics_bytes, done.reports), default=0)
         if largest > limits.JOB_METRICS_BYTES_MAX:
             raise RemoteError(
                 ErrorKind.INVALID,
@@ -172,10 +172,10 @@ class JobWork:
         rows: list[StepReport] = []
         step = job.step
         most = job.checkpoint_step + limits.JOB_REPORTS_MAX
-        room = limits.JOB_METRICS_BYTES_MAX - sum(map(_metrics_bytes, job.beyond))
+        room = limits.JOB_METRICS_BYTES_MAX - sum(map(metrics_bytes, job.beyond))
         for report in reports:
             if report.step == step + 1:
-                room -= _metrics_bytes(report)
+                room -= metrics_bytes(report)
                 if room < 0 or report.step > most:
                     break  # the trainer is to take a checkpoint first
                 rows.append(report)
@@ -210,6 +210,10 @@ class JobWork:
     def ended(self, session: Session, ended: JobEnded) -> Done:
         """It says that it is over; its processes exit by themselves."""
         job = self._current(session, ended.job, ended.attempt)
+        most = limits.JOB_METRICS_BYTES_MAX
+        if (size := sum(4 * len(name) + 16 for name in ended.metrics)) > most:
+            detail = f"the metrics of a job take at most {most} bytes, these {size}"
+            raise RemoteError(ErrorKind.INVALID, detail)
         if job.end is None:
             state = JobState.DONE if ended.error is None else JobState.FAILED
             self.finish(
@@ -314,7 +318,7 @@ class JobWork:
             t.record(AttemptLost(job.id, deaths, job.losses + 1))
             rest_ms = _rest_ms(job.deaths)
             job.start_ns = t.now_ns + rest_ms * MS
-            job.doing = f"{process.name} {_how(exit)}"
+            job.doing = f"{process.name}: {_how(exit)}"
             self._give_up(job, process, exit)
             self._end_ranks(job)
         elif job.state is JobState.STOPPING and exit.code != 0:
@@ -332,7 +336,7 @@ class JobWork:
             job,
             JobState.FAILED,
             error=ErrorKind.INTERNAL,
-            detail=f"its processes died {times} times without a new step (last: {process.name}, "
+            detail=f"its processes died {times} times without a new step (last {process.name}: "
             f"{_how(exit)}); see `llmos logs {process.name}`",
         )
 
@@ -369,10 +373,6 @@ class JobWork:
         return JobPace(job.id, job.attempt, job.share, stop=stop)
 
 
-def _metrics_bytes(report: StepReport) -> int:
-    return sum(4 * len(name) + 16 for name in report.metrics)
-
-
 def _rest_ms(deaths: int) -> int:
     """How long it rests after so many deaths: not at all after a first, then doubling."""
     if deaths <= 1:
@@ -382,5 +382,5 @@ def _rest_ms(deaths: int) -> int:
 
 def _how(exit: Exit) -> str:
     if exit.out_of_memory:
-        return "was ended for want of memory"
+        return "ended for want of memory"
     return f"signal {exit.signal}" if exit.signal is not None else f"exit code {exit.code}"

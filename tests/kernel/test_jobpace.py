@@ -57,6 +57,8 @@ def test_only_threads_that_somebody_waits_for_count(service_class: int, share: f
     (job,) = rig.kernel.tables.state.jobs
     assert rig.thread(thread).process == "executor-1"
     assert job.share == share
+    rig.wait(250)
+    assert job.share == share
 
 
 def test_the_share_comes_back_when_nobody_has_waited_for_a_second() -> None:

@@ -8,7 +8,7 @@ from llmkernel.jobplaces import JOB_NICE
 from llmkernel.jobs import Job
 from llmkernel.testkit.rig import CONFIG, MS, Peer, Rig
 from llmproto import limits
-from llmproto.connection import Beat, Failed, Working
+from llmproto.connection import Beat, Failed, Goodbye, Working
 from llmproto.errors import ErrorKind
 from llmproto.init import Child, Exit
 from llmproto.jobs import (
@@ -459,6 +459,81 @@ def test_a_suspended_job_that_was_leaving_is_told_again() -> None:
     assert trainer.the(JobPace).stop
     rig.exited(rig.ranks["trainer-1"], code=0)
     assert the_job(rig, job).state is JobState.SUSPENDED
+
+
+def test_suspend_and_resume_while_an_attempt_dies() -> None:
+    rig, client = boot()
+    job, _ = begun(rig, client, processes=2)
+    rig.exited(rig.ranks["trainer-2"], signal=9)
+    client.say(ThreadSuspend(job))
+    assert the_job(rig, job).state is JobState.SUSPENDED
+    client.say(ThreadResume(job))
+    assert the_job(rig, job).state is JobState.WAITING
+    assert effects(rig, Start) == []
+    rig.exited(rig.ranks["trainer-1"], signal=9)
+    assert len(effects(rig, Start)) == 2
+
+
+def test_a_job_that_takes_too_much_memory_says_so() -> None:
+    rig, client = boot()
+    job = rig.job(client)
+    for _ in range(limits.JOB_DEATHS_MAX):
+        child = rig.fork(rig.starts["trainer-1"])
+        exit = Exit("trainer-1", child.incarnation, child.pid, None, 9, out_of_memory=True)
+        rig.handle(ChildExited(exit))
+        rig.wait(limits.BACKOFF_MS_MAX)
+    found = the_job(rig, job)
+    assert found.state is JobState.FAILED
+    assert "trainer-1: ended for want of memory" in found.detail
+
+
+def test_one_rank_out_of_reach_does_not_keep_the_others_from_hearing() -> None:
+    rig, client = boot()
+    job, (first, second) = begun(rig, client, processes=2)
+    first.say(Goodbye("draining"))
+    client.say(ThreadSuspend(job))
+    assert second.the(JobPace).stop
+
+
+def test_a_rank_of_an_attempt_that_is_over_is_ended_by_the_next_kernel() -> None:
+    rig, client = boot()
+    job, _ = begun(rig, client)
+    child = rig.ranks["trainer-1"]
+    rig.exited(child, signal=9)
+    assert the_job(rig, job).attempt == 2
+    rig.restart(children=(child,))
+    assert effects(rig, SignalChild) == [SignalChild(child.pid, 1, 9)]
+
+
+def test_metrics_of_the_end_are_bounded() -> None:
+    rig, client = boot()
+    job, (trainer,) = begun(rig, client)
+    many = {"x" * limits.JOB_METRICS_BYTES_MAX: 0.5}
+    (failed,) = trainer.say(JobEnded(job, 1, metrics=many))
+    assert isinstance(failed, Failed) and failed.kind is ErrorKind.INVALID
+    assert the_job(rig, job).state is JobState.RUNNING
+
+
+def test_what_people_may_look_at_later_is_bounded_too() -> None:
+    rig, client = boot()
+    job, (trainer,) = begun(rig, client)
+    metrics = {"x" * 1000: 0.5}
+    for step in range(1, 301):
+        trainer.say(StepsDone(job, 1, [StepReport(step, 0.5, metrics=metrics)]))
+        trainer.say(CheckpointCommitted(job, 1, b"v" * 32, step, step))
+    kept = the_job(rig, job).reports
+    assert len(kept) == limits.JOB_METRICS_BYTES_MAX // 4016
+    assert kept[-1].step == 300
+
+
+def test_a_full_process_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, client = boot()
+    monkeypatch.setattr(limits, "PROCESSES_MAX", 1)
+    job = rig.job(client)
+    assert the_job(rig, job).doing == "waits: 1 processes live already"
+    monkeypatch.undo()
+    rig.wait(250)
+    assert the_job(rig, job).state is JobState.STARTING
 
 
 def test_a_start_that_failed_is_a_death() -> None:

@@ -6,12 +6,14 @@ from functools import partial
 from typing import Final
 
 from llmproto.jobs import JobKind, JobsAsk, JobSpawn, JobState
+from llmproto.operation import DeviceRow
 from llmproto.threads import ThreadCancel, ThreadRenice, ThreadResume, ThreadSuspend
 
 from llmkernel.events import JournalRoom, Record
 from llmkernel.facts import AnyFact, CheckpointTaken, JobAdmitted, StepsReported
 from llmkernel.jobs import Job
 from llmkernel.testkit.client import FakeClient
+from llmkernel.testkit.executor import FakeExecutor
 from llmkernel.testkit.scenario import NETWORKS, Outcome
 from llmkernel.testkit.tokenizer import FakeTokenizer
 from llmkernel.testkit.trainer import (
@@ -26,7 +28,9 @@ from llmkernel.testkit.trainer import (
 from llmkernel.testkit.world import SIGKILL, Network, World
 
 DYING_MS: Final = 3_000
-HEALED_MS: Final = 120_000
+SMALL: Final = (DeviceRow(name="cpu0", kind="cpu", cores=[0, 1], memory_bytes=8 << 20),)
+"""A model with its executor takes 2 MiB."""
+HEALED_MS: Final = 300_000
 """Virtual time within which everything ends once nothing is disturbed any more."""
 
 
@@ -69,6 +73,11 @@ class JobScenario:
         self.world.watch = self._watch
         self.world.programs = {"tokenizer": FakeTokenizer, "trainer": FakeTrainer}
         self.client = FakeClient(self.world)
+        self.mixed = chance.random() < 0.3
+        """Others generate meanwhile, on a device that has not room for everything at once."""
+        if self.mixed:
+            self.world.programs["executor"] = FakeExecutor
+            self.world.devices = SMALL
         self.spawns: list[JobSpawn] = []
         self.cancelled: set[bytes] = set()
         """Request keys."""
@@ -83,6 +92,8 @@ class JobScenario:
         world.after(0, world.boot)
         for number in range(chance.randint(1, 3)):
             world.after(chance.uniform(5, 1000), partial(self._spawn, number))
+        for _ in range(chance.randint(1, 5) if self.mixed else 0):
+            world.after(chance.uniform(100, 2 * DYING_MS), self._generate)
         for _ in range(chance.randint(0, 2)):
             self._later(lambda: world.crash_kernel(after_ms=chance.uniform(20, 400)))
         for _ in range(chance.randint(0, 4)):
@@ -119,11 +130,19 @@ class JobScenario:
             name=f"{name}-{number}",
             recipe=recipe_of(name, chance.randint(1, 60), chance.choice((3, 10, 25, 100))),
             processes=chance.choice((1, 1, 2)),
-            memory_bytes=1 << 20,
+            memory_bytes=chance.randint(1, 4) << 20,
+            service_class=chance.choice((1, 3, 3, 3)),
             priority=chance.randint(-2, 2),
         )
         self.spawns.append(spawn)
         self._ask_again(spawn)
+
+    def _generate(self) -> None:
+        self.client.generate(
+            [self.chance.randint(0, 600)],
+            output_tokens_max=self.chance.choice((1, 8, 40)),
+            model=self.chance.choice(("m", "o")),
+        )
 
     def _ask_again(self, spawn: JobSpawn) -> None:
         """Until the kernel has it: a caller whose patience ends asks again with its key."""
@@ -205,6 +224,8 @@ class JobScenario:
     def _settled(self) -> bool:
         jobs = [self._find(spawn) for spawn in self.spawns]
         if self.world.kernel is None or not all(job is not None and job.end for job in jobs):
+            return False
+        if not self.client.done:
             return False
         return not any(isinstance(node, FakeTrainer) for node in self.world.children.values())
 

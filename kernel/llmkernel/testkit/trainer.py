@@ -146,6 +146,9 @@ class FakeTrainer(Process):
         for row in run.reported:
             assert row == report(run.recipe, row.step), "not what was computed"
         self.mark = run.step + len(run.reported)
+        kernel = self.world.kernel
+        if kernel is not None and self.rank == 0:
+            assert self.mark == kernel.tables.state.jobs.by_id[self.job].step, "some are missing"
         if self.rank == 0:
             self._go()
             self._report()

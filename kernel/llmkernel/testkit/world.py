@@ -226,6 +226,7 @@ class World:
         self.fast = False
         """Executors compute other tokens in every residency; otherwise as in exact mode."""
         self.config = config
+        self.devices = DEVICES
         self.network = network
         self.now_ns = 1_000_000_000
         self.kernel: Kernel | None = None
@@ -314,7 +315,9 @@ class World:
         children = tuple(node.child for node in self.children.values())
         exits, self.exits = tuple(self.exits), []
         self.handle(
-            Restarted(self.epoch, b"b" * 16, self.now_ns, self.config, DEVICES, children, exits)
+            Restarted(
+                self.epoch, b"b" * 16, self.now_ns, self.config, self.devices, children, exits
+            )
         )
         if not self.room:
             self.handle(JournalRoom(False))
