@@ -11,6 +11,9 @@ from llmproto.generation import Token
 from llmproto.versions import Digest
 
 
+TaskName = Annotated[str, Meta(pattern="^(generate|embed|classify|regress)$")]
+
+
 class ModelAdd(Message, frozen=True):
     """Operator -> `tokenizer`: examine this folder and put it into the table.  Answered by
     ModelAdded, or Failed(INVALID | DENIED).  Adding the same content under the same name again
@@ -27,6 +30,8 @@ class ModelAdded(Message, frozen=True):
 
     name: Name
     digest: Id16
+    task: TaskName = "generate"
+    """What it computes."""
 
 
 class ModelEntry(msgspec.Struct, frozen=True):
@@ -45,7 +50,7 @@ class ModelEntry(msgspec.Struct, frozen=True):
     """It has a chat template."""
     created_s: Int53 = 0
     """Unix time of its registration, set by the kernel."""
-    task: Annotated[str, Meta(pattern="^(generate|embed|classify|regress)$")] = "generate"
+    task: TaskName = "generate"
     """What its executors compute: tokens, or (encoders) vectors and scores."""
     version: Digest | None = None
     """Of the store's version that it is, where it is one."""

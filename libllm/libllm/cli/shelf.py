@@ -26,11 +26,11 @@ def add(
     system = system_of(context)
     folder = folder_of(path)
     with system.connect(system.home(home)) as operator:
-        added = operator.add_model(folder, name).name
+        added = operator.add_model(folder, name)
     if json:
-        print_json({"name": added, "path": str(folder)})
+        print_json({"name": added.name, "path": str(folder), "task": added.task})
     else:
-        print(f"added {added}")
+        print(f"added {added.name} ({added.task})")
 
 
 def rm(

@@ -370,7 +370,7 @@ class Tokenizer(Service):
         name = add.name if add.name is not None else Path(folder.path).name
         entry = self._entry(folder, name)
         await self._port.call(ModelRegister(entry), Done, cause=request.id)
-        return ModelAdded(name, folder.digest)
+        return ModelAdded(name, folder.digest, folder.task.kind)
 
     def _entry(self, folder: ModelFolder, name: str) -> ModelEntry:
         self._folders[folder.digest] = folder

@@ -6,7 +6,10 @@ import pytest
 from libllm.config import ExecutorConfig
 from llmproto.errors import ErrorKind, RemoteError
 from llmservices.executor.costs import UNKNOWN_MS, StepCosts
+from llmservices.executor.encoding import EncoderEngine
 from llmservices.executor.loader import Settings, load_engine, threads_for
+
+from ..encoders import make
 
 
 def settings(folder: Path, config: ExecutorConfig | None = None) -> Settings:
@@ -32,6 +35,19 @@ def test_the_cache_is_no_larger_than_all_contexts(tiny_folder: Path) -> None:
     engine = load_engine(settings(tiny_folder, config), lambda plan: None)
     assert engine.blocks == 3 * (160 // 16)
     assert engine.config.residents_max == 3
+
+
+def test_an_encoder_has_an_engine_of_its_own(tmp_path: Path) -> None:
+    folder, _ = make(tmp_path / "encoder")
+    plans: list[list[tuple[bytes, int]]] = []
+    costs = StepCosts()
+    engine = load_engine(settings(folder), plans.append, costs)
+    assert isinstance(engine, EncoderEngine)
+    assert plans == [[(bytes(8), 0)], [(bytes(8), 0)], []]
+    assert engine.residencies() == []
+    assert engine.blocks_free == engine.blocks == 257
+    assert costs.budget_ms(512) != UNKNOWN_MS
+    engine.check()
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from libllm.service import Request
 from llmproto import limits, wire
 from llmproto.base import Header, Message
 from llmproto.connection import Beat, Working
+from llmproto.encoding import Vectors
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.execution import (
     Drop,
@@ -35,6 +36,8 @@ from llmproto.threads import Committed
 from llmservices.executor.loader import Settings
 from llmservices.executor.service import Executor, in_a_thread
 
+from ..encoders import make
+
 M = TypeVar("M", bound=Message)
 PROMPT = [5, 7, 11]
 
@@ -44,6 +47,8 @@ class Desk:
 
     def __init__(self, folder: Path, home: Path, **config: Any) -> None:  # ExecutorConfig's fields
         self.said: list[Message] = []
+        self.blobs: list[tuple[bytes, ...]] = []
+        """Of each message ever said."""
         self.came = asyncio.Event()
         self.port = Port(self._take)
         merged = {"mode": "exact", "threads": 1, "residents_max": 4, **config}
@@ -59,6 +64,7 @@ class Desk:
     def _take(self, event: Event) -> None:
         assert isinstance(event, Post)
         self.said.append(event.message)
+        self.blobs.append(event.blobs)
         self.came.set()
 
     async def next(self, kind: type[M], *, of: Callable[[M], bool] = lambda m: True) -> M:
@@ -220,6 +226,35 @@ async def test_without_blocks_the_youngest_is_given_back(tiny_folder: Path, tmp_
     assert gave_back == [2]
     assert desk.executor.holding().threads == [b"thread01"]
     await desk.executor.drain()
+
+
+async def test_vectors_are_kept_until_the_kernel_has_them(tmp_path: Path) -> None:
+    folder, _ = make(tmp_path / "encoder")
+    desk = Desk(folder, tmp_path)
+    await desk.executor.start()
+    ready = await desk.next(ExecutorReady, of=lambda ready: bool(ready.path))
+    assert (ready.context_tokens, ready.path) == (34, "float32 cpu torch encoder exact")
+    desk.run(tokens=wire.pack_tokens([5, 6, 7]), lengths=[1, 2], output_tokens_max=0)
+    first = await desk.next(Vectors)
+    assert (first.residencies, first.offsets, first.sizes) == ([1], [0], [2 * 24 * 4])
+    assert [len(blob) for blob in desk.blobs[-1]] == [2 * 24 * 4]
+    assert read_note(desk.note) == []
+    desk.executor.resync(Resync(b"thread01", 1, 3), desk.request)
+    assert await desk.next(Vectors) == first
+    desk.executor.welcomed()
+    assert await desk.next(Vectors) == first
+    assert desk.executor.holding().positions == [1]
+    desk.executor.drop(Drop([1]), desk.request)
+    assert desk.executor.holding().positions == []
+    desk.run(2, tokens=wire.pack_tokens([5] * 35), lengths=[35], output_tokens_max=0)
+    refused = await desk.next(Refused)
+    assert (refused.residency, refused.kind) == (2, ErrorKind.INVALID)
+    await desk.executor.drain()
+
+
+async def test_inputs_are_nothing_for_a_model_that_generates(desk: Desk) -> None:
+    desk.run(lengths=[3], output_tokens_max=0)
+    assert "this model generates text" in (await desk.next(Refused)).detail
 
 
 async def test_a_broken_folder_is_said_at_every_welcome(tmp_path: Path) -> None:
