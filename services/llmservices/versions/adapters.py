@@ -49,7 +49,7 @@ class AdapterConfig(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """What becomes of one tensor of the base: replaced whole, or a product added."""
+    """What becomes of one tensor of the base: replaced whole, a product added, or both."""
 
     replaced: str | None = None
     """Name of the adapter's tensor that stands for it."""
@@ -103,7 +103,10 @@ def changes(
         if part is None:
             if ".lora_" in plain:
                 raise invalid(f"{where}: tensor {name} is of a kind that is not implemented")
-            found[names.find(plain) or plain] = Change(replaced=name)
+            # peft saves embeddings whole beside their products, under this name.
+            whole = plain.replace(".base_layer.", ".")
+            of = names.find(whole) or whole
+            found[of] = msgspec.structs.replace(found.get(of, Change()), replaced=name)
             continue
         module, kind = part[1], part[2]
         if kind in {"lora_B.weight", "lora_embedding_B"}:
@@ -118,7 +121,8 @@ def changes(
             raise _half(where, name)
         if len(adapter[name]) != 2 or len(adapter[other]) != 2:
             raise invalid(f"{where}: tensor {name} is no matrix; convolutions are not implemented")
-        found[target] = Change(
+        found[target] = msgspec.structs.replace(
+            found.get(target, Change()),
             a=name,
             b=other,
             scale=config.scale(module, adapter[name][0]),

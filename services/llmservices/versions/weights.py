@@ -159,10 +159,12 @@ class VersionTensors:
         change = self._changes.get(name)
         if change is None or self._adapter is None:
             return self._base.read(name)
+        group, stored = self._base, name
         if change.replaced is not None:
-            return self._adapter.read(change.replaced)
-        assert change.a is not None and change.b is not None, name
-        weight = self._base.read(name)
+            group, stored = self._adapter, change.replaced
+        weight = group.read(stored)
+        if change.a is None or change.b is None:
+            return weight
         product = self._adapter.read(change.b).float() @ self._adapter.read(change.a).float()
         if change.transposed:
             product = product.T

@@ -3,16 +3,25 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from llmproto.errors import ErrorKind, RemoteError
-from llmproto.versions import VersionKind
+from llmproto.versions import Lineage, TensorGroup, TensorPlace, VersionKind
 from llmservices.store.archive import Archive
 from llmservices.store.rows import resolve, row
 from llmservices.versions.manifest import folder_of, read_manifest
 from llmservices.versions.weights import read_tensors
 
-from .saves import CONFIG, Tensors, random_tensors, save_of, small_save
+from .saves import (
+    CONFIG,
+    Tensors,
+    bytes_used,
+    check_store,
+    random_tensors,
+    save_of,
+    small_save,
+)
 
 
 def equal(found: Tensors, wanted: Tensors) -> bool:
@@ -87,3 +96,49 @@ def test_a_plain_folder_is_imported(
     assert manifest.kind is VersionKind.MODEL
     assert [file.name for file in manifest.files] == ["config.json", "tokenizer.json"]
     assert equal(read_tensors(folder), tensors)
+
+
+def test_ten_checkpoints_of_an_adapter_run_cost_a_fifth_of_their_base(
+    archive: Archive, tmp_path: Path
+) -> None:
+    """Half of them name frozen tensors by digest, as a trainer does that saves whole models."""
+    base_tensors = random_tensors(0, *[600_000] * 4, 100, 200)
+    first = archive.save(save_of(tmp_path / "b", {"model.safetensors": base_tensors}), [CONFIG])
+    base = bytes_used(archive.root)
+    group = archive.manifest(first.version).group("model.safetensors")
+    assert group is not None
+    frozen = [
+        TensorPlace(t.name, t.dtype, t.shape, 0, t.size_bytes, t.digest) for t in group.tensors
+    ]
+    for step in range(1, 11):
+        trained = random_tensors(step, *[2_000] * 4)
+        moments = random_tensors(100 + step, *[2_000] * 8)
+        save = save_of(
+            tmp_path / "b",
+            {"adapter_model.safetensors": trained, "optimizer.safetensors": moments},
+            kind=VersionKind.CHECKPOINT,
+            lineage=Lineage(job=b"12345678", step=step),
+        )
+        if step % 2:
+            save = msgspec.structs.replace(save, inherit=first.version)
+        else:
+            whole = TensorGroup("model.safetensors", frozen)
+            save = msgspec.structs.replace(save, groups=[*save.groups, whole])
+        saved = archive.save(save, [CONFIG])
+        assert saved.bytes > first.bytes
+        folder = folder_of(archive.root, saved.version)
+        assert equal(read_tensors(folder, "model.safetensors"), base_tensors)
+    used = bytes_used(archive.root)
+    assert used < 1.2 * base, (used, base)
+    check_store(archive)
+
+
+def test_very_many_tensors_are_described_beside_the_buffer(
+    archive: Archive, tmp_path: Path
+) -> None:
+    tensors = random_tensors(1, *range(1, 40))
+    save = save_of(tmp_path / "b", {"model.safetensors": tensors})
+    (tmp_path / "layout").write_bytes(msgspec.msgpack.encode(save.groups))
+    save = msgspec.structs.replace(save, groups=[], layout=str(tmp_path / "layout"))
+    saved = archive.save(save, [CONFIG])
+    assert equal(read_tensors(folder_of(archive.root, saved.version)), tensors)
