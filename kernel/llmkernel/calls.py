@@ -445,6 +445,10 @@ class Calls:
 
     def _note(self, asker: Asker, call: Note) -> Message:
         self._t.log("info", "note", process=asker.session.process, text=call.text)
+        process = self._t.processes.by_name.get(asker.session.process or "")
+        job = self._t.state.jobs.get(process.job) if process is not None else None
+        if job is not None:
+            job.note = call.text
         return Done()
 
     def _status(self, asker: Asker, call: StatusAsk) -> Message:

@@ -78,10 +78,6 @@ class Places:
         if t.halting or not t.journal_room:
             return
         waiting = [j for j in t.state.jobs.living() if j.state is JobState.WAITING and not j.ranks]
-        if waiting and self._models_wait():
-            for job in waiting:
-                job.doing = "waits behind a model that is to be loaded"
-            return
         kept: set[str | None] = set()
         for job in sorted(waiting, key=lambda j: j.urgency):
             if t.now_ns < job.start_ns:
@@ -91,19 +87,10 @@ class Places:
             else:
                 self._try(job, kept)
 
-    def _models_wait(self) -> bool:
-        """Somebody waits for a model that found no room: what is given back is for that."""
-        t = self._t
-        for model in list(t.roomless):
-            if t.queue.first(model) is None or t.processes.executors_of(model):
-                del t.roomless[model]
-        return bool(t.roomless)
-
     def _try(self, job: Job, kept: set[str | None]) -> None:
         t = self._t
-        leases = place_ranks(
-            t.devices, self._supervision.granted(), self._busy(), self.ranks_of(job)
-        )
+        granted = self._supervision.promised()
+        leases = place_ranks(t.devices, granted, self._busy(), self.ranks_of(job))
         if isinstance(leases, Misfit):
             job.doing = f"waits for room: {leases.detail}"
             kept.add(job.device)

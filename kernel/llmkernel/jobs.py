@@ -59,6 +59,7 @@ class Job:
         "metrics",
         "name",
         "names",
+        "note",
         "position",
         "priority",
         "processes",
@@ -128,6 +129,8 @@ class Job:
         self.hurried_ns = 0
         """When somebody last waited for its device."""
         self.doing = ""
+        self.note = ""
+        """What a rank of it said last, for people: why it cannot start."""
 
     def admitted(self) -> JobAdmitted:
         """The one fact that says all of it, for compaction."""

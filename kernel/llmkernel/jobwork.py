@@ -337,7 +337,7 @@ class JobWork:
             JobState.FAILED,
             error=ErrorKind.INTERNAL,
             detail=f"its processes died {times} times without a new step (last {process.name}: "
-            f"{_how(exit)}); see `llmos logs {process.name}`",
+            f"{_how(exit)}{': ' if job.note else ''}{job.note}); see `llmos logs {process.name}`",
         )
 
     # --- time -------------------------------------------------------------------------------------

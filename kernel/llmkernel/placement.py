@@ -117,7 +117,7 @@ def _fit(
     here = {device.name: device for device in group}
     asked = {name: sum(d.name == name for d in group) * ranks.memory_bytes for name in here}
     for name, device in here.items():
-        free = device.memory_bytes - granted.get(name, 0)
+        free = max(0, device.memory_bytes - granted.get(name, 0))
         if asked[name] > free:
             ever = asked[name] <= device.memory_bytes
             has = f"{device.memory_bytes}" + (f", {free} of them free" if ever else "")

@@ -308,11 +308,16 @@ class Supervision:
             return f"no beat for {beat_ms} ms"
         if process.state is ProcessState.STARTING:
             return "is not ready" if silent_ns > limits.STARTING_MS_MAX * MS else ""
-        if process.running and silent_ns > limits.JOB_SILENT_MS * MS:
+        late = silent_ns > limits.JOB_SILENT_MS * MS
+        if process.running and late and not self._waits(session):
             return f"no micro-batch for {silent_ns // MS} ms"
         if process.residents and t.journal_room and silent_ns > limits.STEP_BUDGET_MS * MS:
             return f"{len(process.residents)} threads without a step for {silent_ns // MS} ms"
         return ""
+
+    def _waits(self, session: Session) -> bool:
+        """Others have not answered it yet: they are the ones to be judged."""
+        return bool(session.requests) or session.id in self._t.state.threads.by_session
 
     def excuse(self, gap_ns: int) -> None:
         """The kernel itself was away for so long: nobody could have been heard."""
@@ -361,6 +366,22 @@ class Supervision:
     def granted(self) -> dict[str, int]:
         """Bytes of every device that processes hold now."""
         return self._granted(lambda process: True)
+
+    def promised(self) -> dict[str, int]:
+        """Bytes of every device that processes hold, and those that models need which somebody
+        waits for and which found no room."""
+        t = self._t
+        promised = self.granted()
+        for name in list(t.roomless):
+            known = t.state.models.get(name)
+            if known is None or t.queue.first(name) is None or t.processes.executors_of(name):
+                del t.roomless[name]
+                continue
+            demand = self._demand(known.model)
+            lease = place(self._devices(self._wish(name)), {}, demand)
+            if isinstance(lease, Lease):
+                promised[lease.device] = promised.get(lease.device, 0) + lease.memory_bytes
+        return promised
 
     def _granted(self, counts: Callable[[Process], bool]) -> dict[str, int]:
         granted: dict[str, int] = {}

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from libllm.config import Home, SystemConfig
 from llmkernel.boot import KV_BYTES_DEFAULT, WORKING_BYTES, core_config
+from llmproto.errors import RemoteError
 from llmproto.operation import DeviceRow
 
 CPU = DeviceRow(name="cpu0", kind="cpu", cores=list(range(16)), memory_bytes=1 << 34)
@@ -72,3 +73,19 @@ def test_an_executor_is_given_its_cache_and_its_working_memory(tmp_path: Path) -
     config = core_config(at, SystemConfig.read(at.config), (CPU,))
     assert config.executor_memory_bytes == KV_BYTES_DEFAULT + WORKING_BYTES
     assert config.preload is None
+
+
+def test_the_data_service_starts_on_demand_unless_it_is_to_run_always(tmp_path: Path) -> None:
+    for toml, on_demand in (("", ["data"]), ('[services]\nrun = ["data"]\n', [])):
+        at = home(tmp_path, toml)
+        config = core_config(at, SystemConfig.read(at.config), (CPU,))
+        assert [spec.name for spec in config.on_demand] == on_demand
+    assert [spec.module for spec in config.services] == ["llmservices.data"]
+
+
+def test_what_jobs_may_take(tmp_path: Path) -> None:
+    at = home(tmp_path, "[trainer]\nshare_while_serving = 0.5\ncores = 3\n")
+    config = core_config(at, SystemConfig.read(at.config), (CPU,))
+    assert (config.job_share, config.job_cores, config.run_folder) == (0.5, 3, str(at.run))
+    with pytest.raises(RemoteError, match="share_while_serving"):
+        SystemConfig.read(home(tmp_path, "[trainer]\nshare_while_serving = 0\n").config)

@@ -56,6 +56,21 @@ def test_a_model_that_somebody_waits_for_takes_what_a_job_holds() -> None:
     assert the_job(rig, job).losses == 0
 
 
+def test_a_job_that_fits_beside_the_waiting_model_does_not_wait_for_it() -> None:
+    rig, client, tokenizer = boot()
+    first = rig.job(client, memory_bytes=9 * MIB, service_class=1, cores=1)
+    rig.spawn(client, tokenizer)
+    second = rig.job(client, b"2" * 16, name="2", memory_bytes=1 * MIB, cores=1)
+    # The byte that is left is the model's, which will need two of them.
+    assert the_job(rig, second).state is JobState.WAITING
+    assert "0 of them free" in the_job(rig, second).doing
+    client.say(ThreadCancel(first))
+    rig.exited(rig.fork(rig.starts["trainer-1"]), signal=15)
+    rig.wait(250)
+    assert the_job(rig, second).state is JobState.STARTING
+    assert "executor-1" in rig.starts
+
+
 def test_a_job_as_urgent_as_the_thread_stays() -> None:
     rig, client, tokenizer = boot()
     job = rig.job(client, memory_bytes=9 * MIB, service_class=1)

@@ -24,7 +24,8 @@ from llmproto.jobs import (
     StepReport,
     StepsDone,
 )
-from llmproto.operation import DeviceRow, ProcessStarted, ProcessState
+from llmproto.metrics import MetricsAsk, MetricsText
+from llmproto.operation import DeviceRow, Note, ProcessStarted, ProcessState
 from llmproto.threads import Done, ThreadCancel, ThreadResume, ThreadSuspend
 
 FOUR = (DeviceRow(name="cpu0", kind="cpu", cores=[0, 1, 2, 3], memory_bytes=1 << 30),)
@@ -524,6 +525,38 @@ def test_what_people_may_look_at_later_is_bounded_too() -> None:
     kept = the_job(rig, job).reports
     assert len(kept) == limits.JOB_METRICS_BYTES_MAX // 4016
     assert kept[-1].step == 300
+
+
+def test_what_a_rank_said_before_it_died_is_told() -> None:
+    rig, client = boot()
+    job = rig.job(client)
+    for _ in range(limits.JOB_DEATHS_MAX):
+        child = rig.fork(rig.starts["trainer-1"])
+        trainer = rig.peer("trainer")
+        trainer.greet(child)
+        trainer.say(Note("peft is not installed"))
+        rig.exited(child, code=1)
+        rig.wait(limits.BACKOFF_MS_MAX)
+    assert "(last trainer-1: exit code 1: peft is not installed)" in the_job(rig, job).detail
+
+
+def test_who_waits_for_another_service_is_not_judged() -> None:
+    rig, client = boot()
+    tokenizer = rig.tokenizer()
+    job, (trainer,) = begun(rig, client)
+    trainer.say(MetricsAsk(), target="tokenizer")
+    ((header, _),) = tokenizer.heard
+
+    def minute() -> list[object]:
+        kills: list[object] = []
+        for _ in range((limits.JOB_SILENT_MS + 2000) // 250):
+            tokenizer.beat(1)
+            kills += alive(rig, [client, trainer], 250, Beat(7, [job], [1]))
+        return kills
+
+    assert minute() == []
+    tokenizer.say(MetricsText(""), reply_to=header.id)
+    assert minute() != []
 
 
 def test_a_full_process_table(monkeypatch: pytest.MonkeyPatch) -> None:
