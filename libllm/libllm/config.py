@@ -173,6 +173,11 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     mode: Literal["fast", "exact"] = "fast"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    weights: Literal["auto", "int8", "int4"] = "auto"
+    """`auto`: as `dtype` says. int8 and int4 need the native step and lose some quality."""
+    step: Literal["auto", "torch"] = "auto"
+    """By what a step is computed on CPU: native code where it was built and knows the model, else
+    torch; or torch always."""
     kv_bytes: Bytes | None = None
     """Size of the KV cache."""
     threads: Annotated[int, Meta(ge=1, le=4096)] | None = None

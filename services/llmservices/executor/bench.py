@@ -19,6 +19,8 @@ from llmservices.executor.contract import Admission, EngineConfig
 from llmservices.executor.core import Engine
 from llmservices.models.decoder import Decoder, Layer, Norm
 from llmservices.models.linear import Linear
+from llmservices.models.native.decoder import NativeDecoder
+from llmservices.models.native.library import open_library
 from llmservices.models.rope import Rope
 from llmservices.models.shapes import SHAPES
 from llmservices.models.spec import DecoderSpec
@@ -96,7 +98,13 @@ class Bench:
         self._arguments = arguments
         self._context = max([arguments.prompt + arguments.output, *arguments.prefill]) + 1
         dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[arguments.dtype]
-        self._model = random_decoder(arguments.shape, dtype, self._context)
+        self._model: Decoder | NativeDecoder = random_decoder(arguments.shape, dtype, self._context)
+        if arguments.path == "native":
+            functions = open_library()
+            if isinstance(functions, str):
+                raise SystemExit(functions)
+            self._model = NativeDecoder(self._model, arguments.weights, functions)
+            torch.set_num_threads(1)
         self._residencies = itertools.count(1)
 
     def decode(self, streams: int) -> list[float]:
@@ -141,6 +149,7 @@ class Bench:
             block_tokens=_BLOCK_TOKENS,
             step_tokens=self._arguments.step_tokens,
             exact=self._arguments.exact,
+            threads=self._arguments.threads,
         )
         return Engine(self._model, config)
 
@@ -171,6 +180,8 @@ def main() -> None:
     """Print the figures: medians, least and greatest."""
     parser = argparse.ArgumentParser(prog="python -m llmservices.executor.bench")
     parser.add_argument("--shape", choices=SHAPES, default="qwen2-0.5b")
+    parser.add_argument("--path", choices=["native", "torch"], default="native")
+    parser.add_argument("--weights", choices=["auto", "int8", "int4"], default="auto")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--streams", type=int, nargs="*", default=[32])
     parser.add_argument("--prefill", type=int, nargs="*", default=[])

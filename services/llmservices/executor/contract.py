@@ -32,7 +32,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     exact: bool = False
     """Same bits for a thread whatever runs beside it (see `attention.py`)."""
     threads: int | None = None
-    """Torch threads, applied once by the service, never by the engine."""
+    """Threads of the native step; absent: as many as torch has."""
 
     def __post_init__(self) -> None:
         if (self.blocks is None) == (self.kv_bytes is None):

@@ -26,6 +26,7 @@ from llmservices.executor.contract import (
     StepResult,
 )
 from llmservices.executor.foreign import ForeignRunner
+from llmservices.executor.native import NativeRunner
 from llmservices.executor.planner import Candidate, Chunk, Plan, plan
 from llmservices.executor.resident import Resident
 from llmservices.executor.runner import PagedRunner, Runner, Work
@@ -33,6 +34,7 @@ from llmservices.executor.sampler import Ask, Sampler, score
 from llmservices.models.decoder import Decoder
 from llmservices.models.foreign import ForeignModel
 from llmservices.models.loading import Model
+from llmservices.models.native.decoder import NativeDecoder
 
 SCORED_ROWS_MAX = 64
 """Rows of a prompt that is scored in one step: each needs logits over the whole vocabulary."""
@@ -59,9 +61,7 @@ class Engine:
         self._vocab_tokens = model.vocab_tokens
         self._runner = _runner(model, self.blocks, config)
         self.memory_bytes = model.weight_bytes + self._runner.cache_bytes
-        kind = "torch" if isinstance(model, Decoder) else "transformers"
-        mode = "exact" if config.exact else "fast"
-        self.path = f"{str(model.dtype).removeprefix('torch.')} {model.device.type} {kind} {mode}"
+        self.path = _path(model, self._runner, config)
         self.counters = Counters()
         self._table = BlockTable(self.blocks, config.block_tokens)
         self._sampler = Sampler(model.vocab_tokens, model.device)
@@ -261,9 +261,16 @@ class Engine:
         if not asks:
             return
         assert logits_WV is not None
+        greatest = self._runner.greatest
         if len(picked) < len(logits_WV):
             logits_WV = logits_WV[picked]
-        for resident, choice in zip(asking, self._sampler.choose(logits_WV, asks), strict=True):
+            if greatest is not None:
+                greatest = (
+                    [greatest[0][row] for row in picked],
+                    [greatest[1][row] for row in picked],
+                )
+        choices = self._sampler.choose(logits_WV, asks, greatest)
+        for resident, choice in zip(asking, choices, strict=True):
             if isinstance(choice, RemoteError):
                 failed.append(self._fail(resident, choice))
             else:
@@ -364,8 +371,28 @@ def _allowed(resident: Resident) -> bool:
     return not resident.ended and ahead <= limits.STEPS_AHEAD_MAX
 
 
+def _path(model: Model, runner: Runner, config: EngineConfig) -> str:
+    """Precision, device, and by what is computed."""
+    precision = str(model.dtype).removeprefix("torch.")
+    kind = "transformers"
+    if isinstance(model, NativeDecoder) and isinstance(runner, NativeRunner):
+        precision, kind = model.precision, f"native {runner.isa}"
+    elif isinstance(model, Decoder):
+        kind = "torch"
+    return f"{precision} {model.device.type} {kind} {'exact' if config.exact else 'fast'}"
+
+
 def _runner(model: Model, blocks: int, config: EngineConfig) -> Runner:
     match model:
+        case NativeDecoder():
+            return NativeRunner(
+                model,
+                blocks=blocks,
+                block_tokens=config.block_tokens,
+                # A prefill gets a block's worth of rows beside any number of decodes.
+                rows_max=config.step_tokens + config.residents_max + config.block_tokens,
+                threads=config.threads or torch.get_num_threads(),
+            )
         case Decoder():
             return PagedRunner(
                 model, blocks=blocks, block_tokens=config.block_tokens, exact=config.exact

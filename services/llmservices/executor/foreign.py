@@ -29,6 +29,7 @@ class ForeignRunner:
     it, whatever was computed when.  The same is done for architectures that offer no state."""
 
     shares_prefixes = False
+    greatest: tuple[list[float], list[int]] | None = None
 
     def __init__(self, model: ForeignModel, *, blocks: int, block_tokens: int, exact: bool) -> None:
         self._model = model

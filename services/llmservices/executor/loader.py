@@ -7,15 +7,19 @@ import msgspec
 import torch
 from libllm.config import ExecutorConfig
 from llmproto import limits
+from llmproto.errors import invalid
 from llmproto.generation import Sampling
 
 from llmservices.executor.contract import Admission, EngineConfig, PlanHook
 from llmservices.executor.core import Engine
 from llmservices.executor.costs import StepCosts
 from llmservices.executor.encoding import EncoderEngine
+from llmservices.models.decoder import Decoder
 from llmservices.models.encoder import Encoder, EncoderModel
 from llmservices.models.foreign import ForeignEncoder
 from llmservices.models.loading import Model, load
+from llmservices.models.native.decoder import NativeDecoder, refusal
+from llmservices.models.native.library import open_library
 
 KV_BYTES_DEFAULT = 1 << 30
 RESIDENTS_MAX_DEFAULT = 128
@@ -52,12 +56,14 @@ def load_engine(
     config = settings.config
     torch.set_num_threads(max(1, len(settings.cores)))
     device = torch.device(settings.device if settings.device.startswith("cuda") else "cpu")
-    model = load(settings.path, dtype=config.dtype, device=device)
+    model, instead = _laid_out(load(settings.path, dtype=config.dtype, device=device), config)
     costs = StepCosts() if costs is None else costs
     residents_max = config.residents_max or RESIDENTS_MAX_DEFAULT
     if isinstance(model, Encoder | ForeignEncoder):
         return _encoder_engine(model, settings, on_plan, costs)
-    torch.set_num_threads(config.threads or threads_for(model.weight_bytes, len(settings.cores)))
+    threads = config.threads or threads_for(model.weight_bytes, len(settings.cores))
+    # The native step has threads of its own, whom torch's must not keep from their cores.
+    torch.set_num_threads(1 if isinstance(model, NativeDecoder) else threads)
     engine = Engine(
         model,
         EngineConfig(
@@ -66,9 +72,12 @@ def load_engine(
             residents_max=residents_max,
             step_tokens=config.step_tokens or STEP_TOKENS_DEFAULT,
             exact=config.mode == "exact",
+            threads=threads,
         ),
         on_plan=on_plan,
     )
+    if instead is not None:
+        engine.path += f" ({instead})"
     _warm_up(engine, on_plan, costs)
     return engine
 
@@ -112,6 +121,27 @@ def _encoder_engine(
         engine.drop(0)
     on_plan([])
     return engine
+
+
+def _laid_out(model: Model, config: ExecutorConfig) -> tuple[Model, str | None]:
+    """The model for the native step where that can serve; else itself, with the reason.
+
+    Raises RemoteError where weights are wanted that only the native step has.
+    """
+    if isinstance(model, Encoder | ForeignEncoder):
+        return model, None  # the precision is that of what generates
+    reason: str | None = None
+    if config.step == "auto" and isinstance(model, Decoder):
+        functions = open_library()
+        reason = refusal(model) or (functions if isinstance(functions, str) else None)
+        if reason is None and not isinstance(functions, str):
+            return NativeDecoder(model, config.weights, functions), None
+    if config.weights != "auto":
+        raise invalid(
+            f"[executor] weights = {config.weights!r} needs the native step: "
+            f"{reason or 'it is not used for this model'}"
+        )
+    return model, reason
 
 
 def threads_for(weight_bytes: int, cores: int) -> int:

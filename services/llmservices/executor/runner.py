@@ -37,6 +37,9 @@ class Runner(Protocol):
     """Computes steps; the engine's only view of a model."""
 
     shares_prefixes: bool
+    greatest: tuple[list[float], list[int]] | None
+    """(greatest logit, its token) of the rows that `compute` gave last, where it found them by the
+    way."""
 
     def compute(self, works: Sequence[Work]) -> torch.Tensor | None:
         """Logits (W, V) of the wanted rows in the order of `works`; those of one row come first
@@ -53,9 +56,10 @@ class Runner(Protocol):
 
 
 class PagedRunner:
-    """Our own decoders."""
+    """Our own decoders, in torch."""
 
     shares_prefixes = True
+    greatest: tuple[list[float], list[int]] | None = None
 
     def __init__(self, model: Decoder, *, blocks: int, block_tokens: int, exact: bool) -> None:
         self._model = model
@@ -84,7 +88,7 @@ class PagedRunner:
         positions = np.concatenate(
             [np.arange(work.start, work.start + len(work.tokens)) for work in works]
         )
-        wanted = _wanted(works)
+        wanted = wanted_rows(works)
         if self._exact:
             return self._in_tiles(works, tokens, positions, wanted)
         segments = [Segment(work.start, len(work.tokens), work.blocks) for work in works]
@@ -119,7 +123,7 @@ class PagedRunner:
         return torch.from_numpy(values).to(self._model.device)
 
 
-def _wanted(works: Sequence[Work]) -> np.ndarray:
+def wanted_rows(works: Sequence[Work]) -> np.ndarray:
     """Indices of the wanted rows."""
     rows: list[int] = []
     end = 0

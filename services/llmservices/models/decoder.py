@@ -113,8 +113,8 @@ class Decoder:
         self.embedding_VC = embedding_VC
         self.layers = layers
         self._positions_TC = positions_TC
-        self._final_norm = final_norm
-        self._head = head
+        self.final_norm = final_norm
+        self.head = head
         self._ropes = [
             rope.tables(spec.context_tokens, self.dtype, self.device) for rope in spec.ropes
         ]
@@ -142,7 +142,7 @@ class Decoder:
     @property
     def weight_bytes(self) -> int:
         """Without norms and tables."""
-        linears = [self._head] + [
+        linears = [self.head] + [
             linear
             for layer in self.layers
             for linear in (layer.qkv, layer.out, layer.up, layer.down)
@@ -197,7 +197,7 @@ class Decoder:
             return None
         if not exact:
             x_NC = x_NC.index_select(0, wanted_W)
-        logits = self._head(self._final_norm(x_NC, exact=exact))
+        logits = self.head(self.final_norm(x_NC, exact=exact))
         if spec.final_softcap is not None:
             logits = elementwise(torch.tanh, logits / spec.final_softcap, exact=exact)
             logits = logits * spec.final_softcap

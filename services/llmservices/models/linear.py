@@ -12,38 +12,50 @@ from llmservices.models.spec import Activation
 class Linear:
     """y = x W^T + b.
 
-    On CPU the weight is reordered once for oneDNN, which reads it 1.5 to 2 times faster than
-    the plain layout at the row counts of a decode step; the plain copy is then dropped.
+    On CPU the weight is reordered for oneDNN at its first use, which reads it 1.5 to 2 times
+    faster than the plain layout at the row counts of a decode step; the plain copy is then dropped.
     """
 
-    __slots__ = ("_bias", "_packed", "_weight", "bytes", "features_in", "features_out")
+    __slots__ = ("_bias", "_packable", "_packed", "_weight", "bytes", "features_in", "features_out")
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self.features_out, self.features_in = weight.shape
         self.bytes = weight.nbytes
         self._bias = bias
-        self._packed = weight.device.type == "cpu" and weight.dtype in (
+        self._packable = weight.device.type == "cpu" and weight.dtype in (
             torch.float32,
             torch.bfloat16,
         )
-        self._weight = (
-            torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS_HINT)
-            if self._packed
-            else weight.contiguous()
-        )
+        self._packed = False
+        self._weight = weight.contiguous()
+
+    def take(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias as they were given, to be laid out otherwise; this object cannot be used
+        afterwards.  Only before the first use."""
+        assert not self._packed
+        taken = self._weight, self._bias
+        self._weight, self._bias = torch.empty(0), None
+        return taken
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if not self._packed:
+        if not self._laid_out():
             return functional.linear(x, self._weight, self._bias)
         y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
             x, self._weight, self._bias, "none", [], ""
         )
         return y
 
+    def _laid_out(self) -> bool:
+        """Whether the weight is in oneDNN's layout, into which it is brought where it can be."""
+        if self._packable and not self._packed:
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, _ROWS_HINT)
+            self._packed = True
+        return self._packed
+
     def activated(self, x: torch.Tensor, activation: Activation) -> torch.Tensor:
         """The activation of y; in one pass over it where the library can."""
         fused = _FUSED.get(activation)
-        if not self._packed or fused is None:
+        if fused is None or not self._laid_out():
             return _ACTIVATED[activation](self(x))
         name, algorithm = fused
         y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(

@@ -7,9 +7,18 @@ import pytest
 import torch
 from llmservices.models.decoder import Decoder
 from llmservices.models.loading import load
+from llmservices.models.native.library import Functions
 from safetensors.torch import save_file
 
+from tests.services.executor.native_models import functions_or_skip
+
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCAB, CONTEXT = 48, 76, 2, 6, 2, 8, 101, 160
+
+
+@pytest.fixture(scope="session")
+def functions() -> Functions:
+    """The native library, built where it is not."""
+    return functions_or_skip()
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,16 @@
 """From settings to an engine that is warm."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from libllm.config import ExecutorConfig
 from llmproto.errors import ErrorKind, RemoteError
+from llmservices.executor import loader
 from llmservices.executor.costs import UNKNOWN_MS, StepCosts
 from llmservices.executor.encoding import EncoderEngine
 from llmservices.executor.loader import Settings, load_engine, threads_for
+from llmservices.models.native.library import Functions
 
 from ..encoders import make
 
@@ -48,6 +51,45 @@ def test_an_encoder_has_an_engine_of_its_own(tmp_path: Path) -> None:
     assert engine.blocks_free == engine.blocks == 257
     assert costs.budget_ms(512) != UNKNOWN_MS
     engine.check()
+
+
+@pytest.mark.parametrize("mode", ["fast", "exact"])
+@pytest.mark.parametrize(
+    ("weights", "precision"), [("auto", "float32"), ("int8", "int8"), ("int4", "int4")]
+)
+def test_the_path_names_precision_and_instructions(
+    tiny_folder: Path,
+    functions: Functions,
+    mode: Literal["fast", "exact"],
+    weights: Literal["auto", "int8", "int4"],
+    precision: str,
+) -> None:
+    config = ExecutorConfig(mode=mode, weights=weights, threads=2)
+    engine = load_engine(settings(tiny_folder, config), lambda plan: None)
+    best = functions.llm_isas().decode().split()[0]
+    assert engine.path == f"{precision} cpu native {best} {mode}"
+
+
+def test_torch_serves_where_it_is_asked_for(tiny_folder: Path) -> None:
+    config = ExecutorConfig(step="torch", threads=1)
+    engine = load_engine(settings(tiny_folder, config), lambda plan: None)
+    assert engine.path == "float32 cpu torch fast"
+
+
+def test_torch_serves_where_nothing_was_built_and_says_so(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "open_library", lambda: "native step not built")
+    engine = load_engine(settings(tiny_folder), lambda plan: None)
+    assert engine.path == "float32 cpu torch exact (native step not built)"
+
+
+def test_precision_that_cannot_be_had_is_refused(tiny_folder: Path) -> None:
+    config = ExecutorConfig(step="torch", weights="int8", threads=1)
+    with pytest.raises(RemoteError) as refused:
+        load_engine(settings(tiny_folder, config), lambda plan: None)
+    assert refused.value.kind is ErrorKind.INVALID
+    assert "int8" in refused.value.detail
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:

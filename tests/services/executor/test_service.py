@@ -130,7 +130,7 @@ async def test_it_says_what_it_is(tiny_folder: Path, tmp_path: Path) -> None:
     ready = desk.said[1]
     assert isinstance(ready, ExecutorReady)
     assert (ready.model, ready.digest, ready.context_tokens) == ("tiny", b"d" * 16, 160)
-    assert ready.path == "float32 cpu torch exact"
+    assert ready.path.startswith(("float32 cpu native ", "float32 cpu torch exact (native step "))
     assert desk.executor.holding().threads == []
     assert set(desk.executor.handlers()) == {Committed, Run, Drop, Resync}
     await desk.executor.drain()
@@ -209,7 +209,7 @@ async def test_more_than_it_takes_is_given_back(desk: Desk) -> None:
 
 async def test_without_blocks_the_youngest_is_given_back(tiny_folder: Path, tmp_path: Path) -> None:
     block_bytes = 2 * 2 * 2 * 8 * 16 * 4  # layers, keys and values, heads, width, tokens, float32
-    desk = Desk(tiny_folder, tmp_path, kv_bytes=4 * block_bytes)
+    desk = Desk(tiny_folder, tmp_path, kv_bytes=4 * block_bytes, step="torch")
     await desk.executor.start()
     desk.run(1, output_tokens_max=55)
     desk.run(2, output_tokens_max=55)

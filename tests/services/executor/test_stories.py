@@ -13,6 +13,8 @@ from llmservices.executor.core import Engine
 from llmservices.executor.runner import PagedRunner, Work
 from llmservices.models.decoder import Decoder
 from llmservices.models.loading import load
+from llmservices.models.native.decoder import NativeDecoder
+from llmservices.models.native.library import Functions
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -35,6 +37,13 @@ def model() -> Decoder:
     model = load(FOLDER, device=torch.device("cpu"))
     assert isinstance(model, Decoder)
     return model
+
+
+@pytest.fixture(scope="module")
+def native_model(functions: Functions) -> NativeDecoder:
+    plain = load(FOLDER, device=torch.device("cpu"))
+    assert isinstance(plain, Decoder)
+    return NativeDecoder(plain, "auto", functions)
 
 
 @pytest.fixture(scope="module")
@@ -75,22 +84,26 @@ def test_no_choice_was_close(
         assert margin > 100 * difference, f"margin {margin}, difference {difference}"
 
 
-@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("path", ["exact", "fast", "native"])
 @pytest.mark.parametrize("case", ["alone", "chunked", "cached", "crowded"])
 def test_the_reference_tokens(
     model: Decoder,
+    request: pytest.FixtureRequest,
     prompt: list[int],
     reference: tuple[list[int], torch.Tensor],
-    exact: bool,
+    path: str,
     case: str,
 ) -> None:
+    computed: Decoder | NativeDecoder = (
+        request.getfixturevalue("native_model") if path == "native" else model
+    )
     config = EngineConfig(
         blocks=600,
         block_tokens=4 if case == "cached" else 16,
         step_tokens=3 if case == "chunked" else 64,
-        exact=exact,
+        exact=path == "exact",
     )
-    engine = Engine(model, config)
+    engine = Engine(computed, config)
     if case == "cached":
         engine.add(_greedy(1, [*prompt, 5], 1))
         _run(engine)

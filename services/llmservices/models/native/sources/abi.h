@@ -1,0 +1,103 @@
+// What crosses between Python and the library: plain C structs of pointers and numbers.
+//
+// Python owns every buffer that a struct here points to and keeps it for as long as the engine
+// lives; the library owns the engine.  `library.py` declares the same structs for ctypes; the two
+// are kept together by the digest of all sources, which the library carries.
+#pragma once
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define LLM_API __attribute__((visibility("default")))
+
+enum LlmKind { LLM_FLOAT32 = 0, LLM_BFLOAT16 = 1, LLM_INT8 = 2, LLM_INT4 = 3 };
+
+// y = x W^T + b in panels of 32 columns (outputs); columns and depth are padded with zeros to
+// multiples of 32.
+typedef struct {
+    const void *data;
+    const float *scales; // int8: one a column
+    const float *bias;   // or null
+    int32_t kind;
+    int32_t columns;
+    int32_t depth;
+    int32_t unused;
+} LlmMatrix;
+
+typedef struct {
+    LlmMatrix qkv, out, up, down;
+    const float *attention_norm;
+    const float *mlp_norm;
+    const float *q_norm; // or null, as k_norm
+    const float *k_norm;
+    void *cache;
+    int32_t window; // positions that a token attends to, its own included; 0: all
+    int32_t unused;
+} LlmLayer;
+
+typedef struct {
+    const LlmLayer *layers;
+    const void *embedding; // rows of `hidden` values of kind `kind`, or null: those of the head
+    const float *final_norm;
+    const float *frequencies; // head_dim / 2
+    LlmMatrix head;
+    int32_t layer_count;
+    int32_t kind; // of the keys, the values and the embedding: float32 or bfloat16
+    int32_t hidden;
+    int32_t heads;
+    int32_t kv_heads;
+    int32_t head_dim;
+    int32_t inner;
+    int32_t vocab;
+    int32_t block_tokens; // at most 16
+    int32_t unused;
+    float norm_eps;
+    float attention_scale;
+    float rope_scale;
+    float unused_float;
+} LlmModel;
+
+// Rows of one thread: positions start .. start + rows - 1, in the blocks that
+// plan.blocks[first_block ...] names.
+typedef struct {
+    int32_t start;
+    int32_t rows;
+    int32_t first_block;
+    int32_t unused;
+} LlmSegment;
+
+typedef struct {
+    const int32_t *tokens; // one a row, rows in the order of the segments
+    const LlmSegment *segments;
+    const int32_t *blocks;
+    const int32_t *wanted; // rows whose logits are needed, ascending
+    float *logits;         // (wanted, head.columns)
+    float *best_value;     // of each wanted row, NaN aside; -inf where all are
+    int32_t *best_token;   // the first that has it
+    int32_t rows;
+    int32_t segment_count;
+    int32_t wanted_count;
+    int32_t unused;
+} LlmPlan;
+
+typedef struct LlmEngine LlmEngine;
+
+// Digest of the sources that it was built from.
+LLM_API const char *llm_digest(void);
+// Names of the instruction sets that this processor can run, best first, separated by spaces.
+LLM_API const char *llm_isas(void);
+// Bytes of one layer's keys and values in a block.
+LLM_API int64_t llm_block_bytes(const LlmModel *model);
+// Null where memory is short or `isa` cannot run here.
+LLM_API LlmEngine *llm_open(const LlmModel *model, int32_t threads, int32_t rows_max, const char *isa);
+// 0, or -1 where the plan has more rows than `rows_max`.
+LLM_API int32_t llm_step(LlmEngine *engine, const LlmPlan *plan);
+LLM_API void llm_close(LlmEngine *engine);
+// Asks for large pages under a buffer that is about to be filled.
+LLM_API void llm_prefer_large_pages(void *start, int64_t bytes);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,215 @@
+// Attention over paged keys and values where they lie.
+//
+// A block holds, for every key-value head, the keys as 16 columns of a product with the queries,
+// and the values as columns of a product with the weights: both run through the same tiles as the
+// matrices do.  Keys are reduced in chunks of CHUNK_BLOCKS blocks, cut at multiples from position
+// zero, with the running maximum and sum of online softmax; a row's bits depend on its own
+// positions alone.
+//
+// Source: online softmax, Milakov and Gimelshein 2018 (arXiv 1805.02867); tiling, Dao 2023
+// (arXiv 2307.08691), section 3.
+#pragma once
+#include "engine.h"
+#include "rows.h"
+
+namespace {
+
+template <class Dot> struct Paged {
+    static constexpr int DEPTHS = Dot::DEPTHS;
+    static constexpr int VALUE = Dot::DEPTHS == 1 ? 4 : 2;            // bytes of a key's or value's number
+    static constexpr int QUERY = Dot::A_BYTES / Dot::DEPTHS;          // bytes of a query's or weight's
+    static constexpr int CHUNK = CHUNK_BLOCKS * HALF;
+
+    const LlmEngine &engine;
+    const LlmLayer &layer;
+    const int64_t dims;        // of a head
+    const int64_t wide;        // the same, a multiple of 16
+    const int64_t part_bytes;  // keys, or values, of one head in a block
+    const int64_t kv_heads;
+
+    Paged(const LlmEngine &e, const LlmLayer &l)
+        : engine(e), layer(l), dims(e.model.head_dim), wide(rounded(e.model.head_dim, HALF)),
+          part_bytes(wide * HALF * VALUE), kv_heads(e.model.kv_heads) {}
+
+    INLINE void put(char *to, int64_t at, float value) {
+        if (VALUE == 2)
+            ((uint16_t *)to)[at] = to_bf16(value);
+        else
+            ((float *)to)[at] = value;
+    }
+    INLINE void put_query(char *to, int64_t at, float value) {
+        if (QUERY == 2)
+            ((uint16_t *)to)[at] = to_bf16(value);
+        else
+            ((float *)to)[at] = value;
+    }
+
+    char *keys(int64_t block, int64_t head) const {
+        return (char *)layer.cache + (block * 2 * kv_heads + head) * part_bytes;
+    }
+    char *values(int64_t block, int64_t head) const { return keys(block, kv_heads + head); }
+
+    // Keep the key and the value of one row.
+    void write(const float *key, const float *value, int64_t block, int64_t slot, int64_t head) const {
+        char *k = keys(block, head), *v = values(block, head);
+        for (int64_t d = 0; d < dims; d++) {
+            put(k, (d / DEPTHS * HALF + slot) * DEPTHS + d % DEPTHS, key[d]);
+            put(v, (d / HALF * HALF + slot / DEPTHS * DEPTHS) * HALF + d % HALF * DEPTHS + slot % DEPTHS, value[d]);
+        }
+    }
+
+    template <int ROWS, int HALVES>
+    MEMBER void score(const char *queries, const char *const *b, float *scores) const {
+        vf sums[ROWS][HALVES * VECTORS] = {};
+        dot_steps<Dot, ROWS, HALVES>(sums, queries, wide * QUERY, b, Dot::B_BYTES, wide / DEPTHS, 0);
+        for (int r = 0; r < ROWS; r++)
+            for (int i = 0; i < HALVES * VECTORS; i++) store(scores + r * CHUNK + i * WIDTH, sums[r][i]);
+    }
+    template <int ROWS> void score_chunk(const char *queries, const int32_t *blocks, int64_t count, int64_t head,
+                                         float *scores) const {
+        int64_t j = 0;
+        for (; j + TILE_HALVES <= count; j += TILE_HALVES) {
+            const char *const b[2] = {keys(blocks[j], head), keys(blocks[j + TILE_HALVES - 1], head)};
+            score<ROWS, TILE_HALVES>(queries, b, scores + j * HALF);
+        }
+        for (; j < count; j++) {
+            const char *const b[1] = {keys(blocks[j], head)};
+            score<ROWS, 1>(queries, b, scores + j * HALF);
+        }
+    }
+
+    // weights (ROWS, CHUNK) times the values, 16 (or 32) numbers of the heads at a time.
+    template <int ROWS, int HALVES>
+    MEMBER void mix(const char *weights, const int32_t *blocks, int64_t count, int64_t head, int64_t slice,
+                    const float *factors, float *mixed) const {
+        vf sums[ROWS][HALVES * VECTORS];
+        for (int r = 0; r < ROWS; r++)
+            for (int i = 0; i < HALVES * VECTORS; i++)
+                sums[r][i] = load(mixed + r * wide + slice * HALF + i * WIDTH) * factors[r];
+        for (int64_t j = 0; j < count; j++) {
+            const char *from = values(blocks[j], head) + slice * HALF * HALF * VALUE;
+            const char *const b[2] = {from, from + HALF * HALF * VALUE};
+            dot_steps<Dot, ROWS, HALVES>(sums, weights + j * HALF * QUERY, CHUNK * QUERY, b, Dot::B_BYTES, HALF / DEPTHS,
+                                         0);
+        }
+        for (int r = 0; r < ROWS; r++)
+            for (int i = 0; i < HALVES * VECTORS; i++) store(mixed + r * wide + slice * HALF + i * WIDTH, sums[r][i]);
+    }
+    template <int ROWS> void mix_chunk(const char *weights, const int32_t *blocks, int64_t count, int64_t head,
+                                       const float *factors, float *mixed) const {
+        const int64_t slices = wide / HALF;
+        int64_t slice = 0;
+        for (; slice + TILE_HALVES <= slices; slice += TILE_HALVES)
+            mix<ROWS, TILE_HALVES>(weights, blocks, count, head, slice, factors, mixed);
+        for (; slice < slices; slice++) mix<ROWS, 1>(weights, blocks, count, head, slice, factors, mixed);
+    }
+
+    template <int ROWS>
+    MEMBER void score_of(int rows, const char *queries, const int32_t *blocks, int64_t count, int64_t head,
+                         float *scores) const {
+        if constexpr (ROWS == 1) {
+            score_chunk<1>(queries, blocks, count, head, scores);
+        } else {
+            if (rows == ROWS)
+                score_chunk<ROWS>(queries, blocks, count, head, scores);
+            else
+                score_of<ROWS - 1>(rows, queries, blocks, count, head, scores);
+        }
+    }
+    template <int ROWS>
+    MEMBER void mix_of(int rows, const char *weights, const int32_t *blocks, int64_t count, int64_t head,
+                       const float *factors, float *mixed) const {
+        if constexpr (ROWS == 1) {
+            mix_chunk<1>(weights, blocks, count, head, factors, mixed);
+        } else {
+            if (rows == ROWS)
+                mix_chunk<ROWS>(weights, blocks, count, head, factors, mixed);
+            else
+                mix_of<ROWS - 1>(rows, weights, blocks, count, head, factors, mixed);
+        }
+    }
+
+    // Scores of one query become weights; the running maximum and sum move on.
+    MEMBER void weigh(const float *scores, int64_t first_block, int64_t count, int64_t position, char *weights,
+                      float *maximum, float *mass, float *factor) const {
+        const int64_t tokens = engine.model.block_tokens;
+        const int64_t least = layer.window ? position - layer.window + 1 : 0;
+        vi lanes;
+        for (int i = 0; i < WIDTH; i++) lanes[i] = i;
+        vf kept[CHUNK / WIDTH];
+        const vf hidden = all(-__builtin_inff());
+        vf top = hidden;
+        for (int64_t j = 0; j < count; j++) {
+            const int64_t begin = (first_block + j) * tokens;
+            int64_t high = position - begin, low = least - begin;
+            high = high < tokens ? high : tokens - 1;
+            low = low < HALF ? low : HALF;
+            high = high > -1 ? high : -1;
+            low = low > 0 ? low : 0;
+            for (int i = 0; i < VECTORS; i++) {
+                const vi at = lanes + i * WIDTH;
+                const vf value = load(scores + j * HALF + i * WIDTH) * engine.model.attention_scale;
+                const vf seen = at <= all_int((int32_t)high) ? value : hidden;
+                kept[j * VECTORS + i] = at >= all_int((int32_t)low) ? seen : hidden;
+                top = greater(kept[j * VECTORS + i], top);
+            }
+        }
+        const float before = *maximum, chunk = greatest(top);
+        const float now = chunk > before ? chunk : before;
+        const vf base = all(now > -__builtin_inff() ? now : 0.0f);
+        *factor = exponential(all(before) - base)[0];
+        vf sum = vf{};
+        for (int64_t i = 0; i < count * VECTORS; i++) {
+            const vf weight = exponential(kept[i] - base);
+            sum += weight;
+            if (QUERY == 2)
+                store_bf16((uint16_t *)weights + i * WIDTH, weight);
+            else
+                store((float *)weights + i * WIDTH, weight);
+        }
+        *mass = *mass * *factor + total(sum);
+        *maximum = now;
+    }
+
+    // Rows first .. last - 1 of a segment, for the queries of one key-value head.
+    void attend(const LlmSegment &segment, int64_t segment_row, int64_t first, int64_t last, int64_t head,
+                const Scratch &scratch) const {
+        const LlmModel &model = engine.model;
+        const int64_t shared = model.heads / kv_heads, queries = (last - first) * shared;
+        const int64_t qkv_stride = model.layers[0].qkv.columns, mixed_stride = rounded(model.heads * dims, GROUP);
+        const int64_t tokens = model.block_tokens, chunk_tokens = CHUNK_BLOCKS * tokens;
+        const int32_t *blocks = engine.plan->blocks + segment.first_block;
+        for (int64_t a = 0; a < queries; a++) {
+            const float *from = engine.qkv + (segment_row + first + a / shared) * qkv_stride + (head * shared + a % shared) * dims;
+            char *to = scratch.queries + a * wide * QUERY;
+            for (int64_t d = 0; d < dims; d++) put_query(to, d, from[d]);
+            for (int64_t d = dims; d < wide; d++) put_query(to, d, 0.0f);
+            scratch.maxima[a] = -__builtin_inff();
+            scratch.totals[a] = 0.0f;
+        }
+        memset(scratch.mixed, 0, queries * wide * sizeof(float));
+        const int64_t least = layer.window ? segment.start + first - layer.window + 1 : 0;
+        const int64_t block_end = (segment.start + last - 1) / tokens + 1;
+        for (int64_t begin = least > 0 ? least / chunk_tokens * CHUNK_BLOCKS : 0; begin < block_end; begin += CHUNK_BLOCKS) {
+            const int64_t count = block_end - begin < CHUNK_BLOCKS ? block_end - begin : CHUNK_BLOCKS;
+            const int64_t tiles = (queries + TILE_ROWS - 1) / TILE_ROWS;
+            for (int64_t t = 0; t < tiles; t++) {
+                const int64_t a = queries * t / tiles, rows = queries * (t + 1) / tiles - a;
+                score_of<TILE_ROWS>((int)rows, scratch.queries + a * wide * QUERY, blocks + begin, count, head,
+                                    scratch.scores + a * CHUNK);
+                for (int64_t i = a; i < a + rows; i++)
+                    weigh(scratch.scores + i * CHUNK, begin, count, segment.start + first + i / shared,
+                          scratch.weights + i * CHUNK * QUERY, scratch.maxima + i, scratch.totals + i,
+                          scratch.factors + i);
+                mix_of<TILE_ROWS>((int)rows, scratch.weights + a * CHUNK * QUERY, blocks + begin, count, head,
+                                  scratch.factors + a, scratch.mixed + a * wide);
+            }
+        }
+        for (int64_t a = 0; a < queries; a++) {
+            float *to = engine.mixed + (segment_row + first + a / shared) * mixed_stride + (head * shared + a % shared) * dims;
+            for (int64_t d = 0; d < dims; d++) to[d] = scratch.mixed[a * wide + d] / scratch.totals[a];
+        }
+    }
+};
+
+} // namespace

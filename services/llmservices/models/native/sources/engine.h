@@ -1,0 +1,73 @@
+// What an engine owns between steps: the model's description and the buffers that a step fills.
+#pragma once
+#include "abi.h"
+#include "pool.h"
+
+constexpr int PANEL = 32;       // columns of a matrix that lie together
+constexpr int HALF = 16;        // keys of a block, and values of one row, that lie together
+constexpr int GROUP = 32;       // int4: weights that share a scale
+constexpr int ALONE_ROWS = 4;   // up to so many rows every thread prepares its input by itself
+constexpr int CHUNK_BLOCKS = 16; // blocks of keys that attention reduces at a time
+constexpr int QUERY_ROWS = 64;  // queries (rows times heads of a group) of one piece of attention
+constexpr int SHARE_PANELS = 4; // panels that are computed from one reading of the input
+constexpr int PHASES_A_LAYER = 12;
+
+// The input of a matrix: rows in the format that its kind wants.
+struct Input {
+    char *data;
+    int64_t stride;  // bytes a row
+    float *scales;   // int8, int4: one a row
+    int32_t *sums;   // int8: minus 128 times a row's sum; int4: minus 8 times each group's
+    int64_t sums_stride;
+};
+
+struct Scratch {
+    Input alone;
+    float *rows;     // unrolled row of floats
+    float *sums;     // accumulators between blocks of the depth
+    char *queries;
+    float *scores;
+    char *weights;
+    float *mixed;    // attention's output before it is divided
+    float *maxima, *totals, *factors;
+    float *best_value;
+    int32_t *best_token;
+};
+
+struct Kernels;
+
+struct LlmEngine {
+    LlmModel model;
+    LlmLayer *layers;
+    Pool *pool;
+    const Kernels *kernels;
+    int rows_max;
+    float *x;     // (rows, hidden) residual stream
+    float *qkv;   // (rows, qkv columns)
+    float *mixed; // (rows, heads * head_dim)
+    float *inner; // (rows, inner), where the down projection is quantised
+    Input input;
+    Input inner_input;
+    float *cosines, *sines; // (rows, head_dim / 2)
+    int32_t *positions;
+    Scratch *scratch;
+    int64_t *counters; // work handed out, one a phase
+    char *memory;
+    const LlmPlan *plan;
+};
+
+struct Kernels {
+    const char *name;
+    void (*step)(void *engine, int thread);
+};
+
+extern "C" {
+extern const Kernels kernels_baseline;
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512_vnni;
+extern const Kernels kernels_avx512_bf16;
+#endif
+}
+
+inline int64_t rounded(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }

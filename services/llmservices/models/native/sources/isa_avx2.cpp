@@ -1,0 +1,6 @@
+// AVX2 with FMA: x86-64 processors since about 2013.
+#define HAS_AVX2
+#define WIDTH 8
+#include "step.h"
+
+extern "C" const Kernels kernels_avx2 = {"avx2", step_on_thread};

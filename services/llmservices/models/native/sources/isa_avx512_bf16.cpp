@@ -1,0 +1,7 @@
+// AVX-512 with dot products of integers and of bfloat16.
+#define HAS_VNNI
+#define HAS_BF16_DOT
+#define WIDTH 16
+#include "step.h"
+
+extern "C" const Kernels kernels_avx512_bf16 = {"avx512_bf16", step_on_thread};

@@ -1,0 +1,182 @@
+// The library's doors: choosing the instruction set, owning buffers, starting steps.
+#include "abi.h"
+
+#include <new>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "engine.h"
+
+#ifndef LLM_DIGEST
+#define LLM_DIGEST "unknown"
+#endif
+
+namespace {
+
+bool runs_here(const Kernels *kernels) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vnni");
+    if (kernels == &kernels_avx512_bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
+    if (kernels == &kernels_avx512_vnni) return avx512;
+    if (kernels == &kernels_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+    return kernels == &kernels_baseline;
+}
+
+const Kernels *const CHOICES[] = {
+#if defined(__x86_64__)
+    &kernels_avx512_bf16,
+    &kernels_avx512_vnni,
+    &kernels_avx2,
+#endif
+    &kernels_baseline,
+};
+
+const Kernels *choose(const char *name) {
+    for (const Kernels *kernels : CHOICES)
+        if (runs_here(kernels) && (!name || !*name || !strcmp(name, kernels->name))) return kernels;
+    return nullptr;
+}
+
+// Cuts one allocation into buffers.  A first pass with no memory counts.
+struct Cutter {
+    char *memory = nullptr;
+    int64_t used = 0;
+    template <class T> T *take(int64_t count) {
+        T *at = memory ? (T *)(memory + used) : nullptr;
+        used += rounded(count * (int64_t)sizeof(T), 64);
+        return at;
+    }
+};
+
+int64_t deepest(const LlmEngine *engine) {
+    int64_t most = engine->model.head.depth;
+    for (int i = 0; i < engine->model.layer_count; i++) {
+        const LlmLayer &layer = engine->layers[i];
+        const LlmMatrix *const matrices[] = {&layer.qkv, &layer.out, &layer.up, &layer.down};
+        for (const LlmMatrix *matrix : matrices) most = matrix->depth > most ? matrix->depth : most;
+    }
+    return most;
+}
+
+Input cut_input(Cutter &cutter, int64_t rows, int64_t depth) {
+    // A stride that is no power of two spreads the rows over the sets of the caches.
+    const int64_t stride = rounded(depth * 4, 64) + 64, groups = depth / GROUP;
+    return {cutter.take<char>(rows * stride), stride, cutter.take<float>(rows), cutter.take<int32_t>(rows * groups), groups};
+}
+
+void cut(LlmEngine *engine, Cutter &cutter) {
+    const LlmModel &model = engine->model;
+    const int64_t rows = engine->rows_max, depth = deepest(engine);
+    const int64_t queries = model.heads / model.kv_heads > QUERY_ROWS ? model.heads / model.kv_heads : QUERY_ROWS;
+    const int64_t wide = rounded(model.head_dim, HALF), chunk = CHUNK_BLOCKS * HALF;
+    engine->x = cutter.take<float>(rows * rounded(model.hidden, GROUP));
+    engine->qkv = cutter.take<float>(rows * model.layers[0].qkv.columns);
+    engine->mixed = cutter.take<float>(rows * rounded(model.heads * model.head_dim, GROUP));
+    engine->inner = cutter.take<float>(rows * model.layers[0].down.depth);
+    engine->input = cut_input(cutter, rows, depth);
+    engine->inner_input = cut_input(cutter, rows, model.layers[0].down.depth);
+    engine->cosines = cutter.take<float>(rows * (model.head_dim / 2));
+    engine->sines = cutter.take<float>(rows * (model.head_dim / 2));
+    engine->positions = cutter.take<int32_t>(rows);
+    engine->counters = cutter.take<int64_t>((int64_t)PHASES_A_LAYER * (model.layer_count + 1));
+    for (int thread = 0; thread < pool_threads(engine->pool); thread++) {
+        Scratch &scratch = engine->scratch[thread];
+        scratch.alone = cut_input(cutter, ALONE_ROWS, depth);
+        scratch.rows = cutter.take<float>(depth);
+        scratch.sums = cutter.take<float>(rows * PANEL * SHARE_PANELS);
+        scratch.queries = cutter.take<char>(queries * wide * 4);
+        scratch.scores = cutter.take<float>(queries * chunk);
+        scratch.weights = cutter.take<char>(queries * chunk * 4);
+        scratch.mixed = cutter.take<float>(queries * wide);
+        scratch.maxima = cutter.take<float>(queries);
+        scratch.totals = cutter.take<float>(queries);
+        scratch.factors = cutter.take<float>(queries);
+        scratch.best_value = cutter.take<float>(rows);
+        scratch.best_token = cutter.take<int32_t>(rows);
+        cutter.take<char>(128); // two threads never write to one pair of cache lines
+    }
+}
+
+} // namespace
+
+const char *llm_digest(void) { return LLM_DIGEST; }
+
+const char *llm_isas(void) {
+    static char names[128];
+    if (!*names)
+        for (const Kernels *kernels : CHOICES)
+            if (runs_here(kernels)) {
+                if (*names) strcat(names, " ");
+                strcat(names, kernels->name);
+            }
+    return names;
+}
+
+int64_t llm_block_bytes(const LlmModel *model) {
+    const int64_t value = model->kind == LLM_BFLOAT16 ? 2 : 4;
+    return 2 * model->kv_heads * rounded(model->head_dim, HALF) * HALF * value;
+}
+
+LlmEngine *llm_open(const LlmModel *model, int32_t threads, int32_t rows_max, const char *isa) {
+    const Kernels *kernels = choose(isa);
+    if (!kernels || threads < 1) return nullptr;
+    LlmEngine *engine = new (std::nothrow) LlmEngine();
+    if (!engine) return nullptr;
+    engine->kernels = kernels;
+    engine->rows_max = rows_max;
+    engine->model = *model;
+    engine->layers = (LlmLayer *)malloc(sizeof(LlmLayer) * model->layer_count);
+    engine->scratch = (Scratch *)calloc(threads, sizeof(Scratch));
+    engine->pool = pool_open(threads);
+    if (engine->layers && engine->scratch && engine->pool) {
+        memcpy(engine->layers, model->layers, sizeof(LlmLayer) * model->layer_count);
+        engine->model.layers = engine->layers;
+        Cutter counting;
+        cut(engine, counting);
+        // Pages that no step of so many rows has touched are never made.
+        engine->memory = (char *)calloc(counting.used + 64, 1);
+        if (engine->memory) {
+            Cutter cutting;
+            cutting.memory = (char *)rounded((int64_t)engine->memory, 64);
+            cut(engine, cutting);
+            return engine;
+        }
+    }
+    llm_close(engine);
+    return nullptr;
+}
+
+int32_t llm_step(LlmEngine *engine, const LlmPlan *plan) {
+    if (plan->rows > engine->rows_max || plan->wanted_count > engine->rows_max) return -1;
+    engine->plan = plan;
+    int64_t row = 0;
+    for (int64_t i = 0; i < plan->segment_count; i++)
+        for (int32_t r = 0; r < plan->segments[i].rows; r++) engine->positions[row++] = plan->segments[i].start + r;
+    memset(engine->counters, 0, sizeof(int64_t) * PHASES_A_LAYER * (engine->model.layer_count + 1));
+    pool_run(engine->pool, engine->kernels->step, engine);
+    return 0;
+}
+
+void llm_close(LlmEngine *engine) {
+    if (!engine) return;
+    if (engine->pool) pool_close(engine->pool);
+    free(engine->memory);
+    free(engine->scratch);
+    free(engine->layers);
+    delete engine;
+}
+
+void llm_prefer_large_pages(void *start, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    const int64_t page = 4096, begin = rounded((int64_t)start, page), end = ((int64_t)start + bytes) / page * page;
+    if (end > begin) madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+#else
+    (void)start;
+    (void)bytes;
+#endif
+}

@@ -1,0 +1,128 @@
+"""Small random decoders of many shapes, made anew at each call: the native step takes weights."""
+
+import fcntl
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from llmservices.models.decoder import Decoder, Layer, Norm
+from llmservices.models.linear import Linear
+from llmservices.models.native import build
+from llmservices.models.native.library import Functions, open_library
+from llmservices.models.native.packing import padded, quantise_int4
+from llmservices.models.rope import Rope
+from llmservices.models.spec import DecoderSpec
+
+
+class Small(msgspec.Struct, frozen=True, kw_only=True):
+    """Numbers of a decoder; none needs to be a multiple of anything."""
+
+    hidden: int = 48
+    layers: int = 2
+    heads: int = 6
+    kv_heads: int = 2
+    head_dim: int = 8
+    inner: int = 76
+    vocab: int = 101
+    biased: bool = False
+    normed: bool = False
+    tied: bool = False
+    window: int | None = None
+    dtype: torch.dtype = torch.float32
+
+    def make(self, *, widened: bool = False, precision: str = "auto") -> Decoder:
+        """The same one every time; `widened`: the same numbers in float32; with a `precision`, what
+        is left of them after a round trip through it."""
+        generator = torch.Generator().manual_seed(3)
+        stored = torch.float32 if widened else self.dtype
+        head_precision = "int8" if precision == "int4" else precision
+
+        def weight(*sizes: int) -> torch.Tensor:
+            drawn = torch.randn(*sizes, generator=generator) * float(1.5 * sizes[-1] ** -0.5)
+            return drawn.to(self.dtype).to(stored)
+
+        def norm(width: int) -> Norm:
+            drawn = 1 + 0.2 * torch.randn(width, generator=generator)
+            return Norm(drawn.to(self.dtype).to(stored), None, eps=1e-5, offset=0.0, rms=True)
+
+        def linear(out: int, features: int) -> Linear:
+            drawn = rounded(weight(out, features), precision)
+            return Linear(drawn, weight(out) if self.biased else None)
+
+        query, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        embedding = weight(self.vocab, self.hidden)
+        if self.tied:
+            embedding = rounded(embedding, head_precision)
+        spec = DecoderSpec(
+            family="small",
+            hidden=self.hidden,
+            layers=self.layers,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            inner=self.inner,
+            vocab_tokens=self.vocab,
+            context_tokens=1024,
+            norm_eps=1e-5,
+            activation="silu",
+            ropes=[Rope.plain(10_000.0, self.head_dim)],
+            rope_of=[0] * self.layers,
+            windows=[self.window] + [None] * (self.layers - 1),
+            attention_scale=self.head_dim**-0.5,
+        )
+        return Decoder(
+            spec,
+            embedding_VC=embedding,
+            positions_TC=None,
+            layers=[
+                Layer(
+                    attention_norm=norm(self.hidden),
+                    qkv=linear(query + 2 * kv, self.hidden),
+                    out=linear(self.hidden, query),
+                    mlp_norm=norm(self.hidden),
+                    up=linear(2 * self.inner, self.hidden),
+                    down=linear(self.hidden, self.inner),
+                    q_norm=norm(self.head_dim) if self.normed else None,
+                    k_norm=norm(self.head_dim) if self.normed else None,
+                )
+                for _ in range(self.layers)
+            ],
+            final_norm=norm(self.hidden),
+            head=Linear(
+                embedding if self.tied else rounded(weight(self.vocab, self.hidden), head_precision)
+            ),
+        )
+
+
+def rounded(weight: torch.Tensor, precision: str) -> torch.Tensor:
+    """What a precision leaves of a matrix."""
+    if precision == "auto":
+        return weight
+    if precision == "int8":
+        scales = weight.abs().amax(1, keepdim=True) / 127
+        return (weight / scales).round() * scales
+    numbers, scales = quantise_int4(padded(weight))
+    return (numbers * scales).flatten(1)[: len(weight), : weight.shape[1]].contiguous()
+
+
+def functions_or_skip() -> Functions:
+    """The library, built where it is not; skipped where it cannot be."""
+    try:
+        build.compiler()
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    with Path(build.HERE / "sources" / "abi.h").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one test process builds
+        if isinstance(open_library(), str):
+            build.build()
+            # A library that is loaded already stays what it was under its name.
+            fresh = build.LIBRARY.with_name("libllmnative-fresh.so")
+            shutil.copy(build.LIBRARY, fresh)
+            found = open_library(fresh)
+            fresh.unlink()
+        else:
+            found = open_library()
+    assert not isinstance(found, str), found
+    return found

@@ -1,0 +1,174 @@
+"""The native step against the plain path in torch, and against itself in other company."""
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from llmservices.executor.native import NativeRunner
+from llmservices.executor.runner import PagedRunner, Work
+from llmservices.models.native.decoder import NativeDecoder
+from llmservices.models.native.library import Functions
+from llmservices.models.native.packing import quantise_int4
+
+from tests.services.executor.native_models import Small
+
+SHAPES = {
+    "odd widths": Small(),
+    "biased, tied": Small(biased=True, tied=True, hidden=40, inner=33, vocab=64),
+    "one group, normed": Small(normed=True, heads=4, kv_heads=4, head_dim=24, hidden=64),
+    "wide groups": Small(heads=14, kv_heads=2, head_dim=64, hidden=128, inner=160, vocab=300),
+    "one key head": Small(heads=9, kv_heads=1, head_dim=18),
+    "window": Small(window=7),
+}
+BLOCKS = 200
+
+
+def works(kind: str, block_tokens: int) -> list[list[Work]]:
+    """Steps by the name of what is in them; each thread has blocks of its own, in no order."""
+    table = [(37 * i + 11) % BLOCKS for i in range(BLOCKS)]
+    room = 40
+
+    def work(thread: int, start: int, tokens: int, wanted: str = "last") -> Work:
+        ids = (np.arange(start, start + tokens) * 7 + thread * 5) % 64
+        blocks = table[thread * room : (thread + 1) * room]
+        return Work(thread, ids.astype(np.int32), start, blocks, wanted)  # type: ignore[arg-type]
+
+    match kind:
+        case "prefill":
+            return [[work(0, 0, 75, "all")]]
+        case "chunks":
+            return [[work(0, 0, 33, "none")], [work(0, 33, 1, "none")], [work(0, 34, 40, "all")]]
+        case "decodes":
+            first = [work(i, 0, 9 + 20 * i, "none") for i in range(4)]
+            return [first, [work(i, 9 + 20 * i, 1) for i in range(4)]]
+        case _:
+            first = [work(0, 0, 50, "none"), work(1, 0, 17, "last"), work(2, 0, 3, "none")]
+            return [first, [work(0, 50, 1), work(1, 17, 1), work(2, 3, 30, "all"), work(3, 0, 70)]]
+
+
+def last_logits(runner: NativeRunner | PagedRunner, steps: list[list[Work]]) -> torch.Tensor:
+    with torch.inference_mode():
+        logits = [runner.compute(step) for step in steps]
+    assert logits[-1] is not None
+    return logits[-1].float()
+
+
+def native(
+    functions: Functions,
+    small: Small,
+    *,
+    precision: str = "auto",
+    threads: int = 1,
+    isa: str = "",
+    block_tokens: int = 16,
+) -> NativeRunner:
+    model = NativeDecoder(small.make(), precision, functions)
+    return NativeRunner(
+        model, blocks=BLOCKS, block_tokens=block_tokens, rows_max=256, threads=threads, isa=isa
+    )
+
+
+def plain(
+    small: Small, block_tokens: int = 16, *, widened: bool = False, precision: str = "auto"
+) -> PagedRunner:
+    model = small.make(widened=widened, precision=precision)
+    return PagedRunner(model, blocks=BLOCKS, block_tokens=block_tokens, exact=False)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ["prefill", "chunks", "decodes", "mixed"])
+def test_float32_logits_are_those_of_the_plain_path(
+    functions: Functions, shape: str, kind: str
+) -> None:
+    block_tokens = 4 if kind == "chunks" else 16
+    steps = works(kind, block_tokens)
+    expected = last_logits(plain(SHAPES[shape], block_tokens), steps)
+    for isa in functions.llm_isas().decode().split():
+        for threads in (1, 3):
+            runner = native(
+                functions, SHAPES[shape], threads=threads, isa=isa, block_tokens=block_tokens
+            )
+            found = last_logits(runner, steps)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            assert runner.greatest is not None
+            assert runner.greatest[1] == found.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ["prefill", "mixed"])
+def test_bfloat16_logits_are_near_those_of_float32(
+    functions: Functions, shape: str, kind: str
+) -> None:
+    """Nearer, on the whole, than the plain path's, which rounds after every operation."""
+    small = msgspec.structs.replace(SHAPES[shape], dtype=torch.bfloat16)
+    steps = works(kind, 16)
+    expected = last_logits(plain(small, widened=True), steps)
+    rounding = float((last_logits(plain(small), steps) - expected).square().mean().sqrt())
+    for isa in functions.llm_isas().decode().split():
+        found = last_logits(native(functions, small, isa=isa, threads=2), steps)
+        assert float((found - expected).square().mean().sqrt()) <= rounding
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_quantised_weights_give_the_logits_of_their_numbers(
+    functions: Functions, shape: str, precision: str
+) -> None:
+    """Against the plain path over the numbers that the precision leaves: what differs is the
+    rounding of the rows to 8 bits, the same on every instruction set."""
+    steps = works("mixed", 16)
+    expected = last_logits(plain(SHAPES[shape], precision=precision), steps)
+    isas = functions.llm_isas().decode().split()
+    all_found = [
+        last_logits(native(functions, SHAPES[shape], precision=precision, isa=isa), steps)
+        for isa in isas
+    ]
+    for found in all_found:
+        error = (found - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+        assert error < 0.06
+        assert (found - all_found[0]).abs().max() < 0.1 * expected.std()
+
+
+@pytest.mark.parametrize("precision", ["auto", "int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bits_do_not_depend_on_company_cuts_or_threads(
+    functions: Functions, dtype: torch.dtype, precision: str
+) -> None:
+    small = Small(
+        heads=14, kv_heads=2, head_dim=64, hidden=96, inner=1200, vocab=300, dtype=dtype, window=30
+    )
+    prompt = (np.arange(90) * 7 % 300).astype(np.int32)
+
+    def logits(cuts: list[int], before: int, threads: int) -> torch.Tensor:
+        runner = native(functions, small, precision=precision, threads=threads)
+        parts = []
+        for start, end in zip([0, *cuts], [*cuts, len(prompt)]):
+            neighbour = Work(1, np.full(before, 7, dtype=np.int32), 0, range(100, 120), "none")
+            work = Work(2, prompt[start:end], start, range(20), "all")
+            out = runner.compute([neighbour, work] if before else [work])
+            assert out is not None
+            parts.append(out)
+        return torch.cat(parts)
+
+    whole = logits([], 0, 1)
+    assert whole.isfinite().all()
+    for isa_threads in (1, 2, 3):
+        assert torch.equal(logits(list(range(1, 90)), 0, isa_threads), whole)
+        assert torch.equal(logits([5, 32, 70], 19, isa_threads), whole)
+
+
+def test_int4_errs_no_more_than_the_plain_rule() -> None:
+    """Against the rule of q4_0 (the widest number of 32 becomes -8, half-precision scale), on the
+    same numbers, group by group."""
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(1)) * 0.02
+    numbers, scales = quantise_int4(weight)
+    groups = weight.view(len(weight), -1, 32)
+    ours = (groups - numbers * scales).square().sum(-1)
+    widest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+    scale = widest / -8
+    plain_numbers = (groups / scale + 8.5).floor().clamp(0, 15) - 8
+    theirs = (groups - plain_numbers * scale.half().float()).square().sum(-1)
+    assert numbers.min() >= -8
+    assert numbers.max() <= 7
+    assert (ours <= theirs * (1 + 1e-4)).all()
+    assert ours.mean() < 0.9 * theirs.mean()
