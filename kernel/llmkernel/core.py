@@ -461,8 +461,8 @@ class Kernel:
         self._on_demand.stop_idle()
         self._jobs.tick()
         self._deployments.staff()
-        if t.rollouts or t.draining:
-            t.dirty = True
+        if t.rollouts or t.draining or len(t.queue):
+            t.dirty = True  # what an executor was kept for may be over
         self._router.expire()
         self._end_of_time()
 

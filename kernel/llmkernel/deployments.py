@@ -64,10 +64,13 @@ class Deployments:
         if known is None:
             self._record(self._begun(call, call.model, []))
         elif known.model != call.model or known.state is DeploymentState.FAILED:
+            before = known.proved
+            if not before and known.state is DeploymentState.ROLLING:
+                before = [known.model]  # nothing speaks against it yet
             serving = known.serving
-            if serving not in known.proved:  # it was waited for, and never came
-                serving = known.proved[-1] if known.proved else call.model
-            self._record(self._begun(call, serving, known.proved))
+            if serving not in before:  # it was waited for, and never came
+                serving = before[-1] if before else call.model
+            self._record(self._begun(call, serving, before))
         else:
             again = structs.replace(known, replicas=call.replicas, device=call.device, key=call.key)
             if again != known:

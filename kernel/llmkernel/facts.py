@@ -259,7 +259,7 @@ class Deployed(Fact, frozen=True, tag=30):
     serving: str
     """The entry that new threads get."""
     proved: list[str]
-    """Entries that were loaded and served, the latest last; at most PROVED_MAX."""
+    """Entries that served before, the latest last; at most PROVED_MAX."""
     replicas: int
     device: str | None
     state: DeploymentState

@@ -475,6 +475,7 @@ class Supervision:
             p
             for p in t.processes.executors.values()
             if not p.residents
+            and (p.ready_info is not None or p.model not in t.wishes)  # else it comes for a name
             and t.queue.first(p.model or "") is None
             and not (p.idle_ns > recent_ns and t.state.threads.living.get(p.model or ""))
         ]

@@ -11,6 +11,7 @@ from llmkernel.testkit.scenario import Outcome, Scenario
 
 SEEDS = 1_000
 CHUNK = 50
+SWAPPED_SEEDS = 200
 LONG_SEEDS = 100_000
 LONG_CHUNK = 500
 FOUND = {
@@ -52,6 +53,33 @@ def test_streams_survive_everything(first: int, seed: int | None) -> None:
 @pytest.mark.parametrize("number", FOUND)
 def test_seeds_that_found_something(number: int) -> None:
     assert played(number).events > 0
+
+
+def swapped(number: int) -> Outcome:
+    """One run in which a store swaps versions."""
+    try:
+        return Scenario(number, deployments=True).run()
+    except BaseException as error:
+        error.add_note(f"seed {number} with deployments")
+        raise
+
+
+@pytest.mark.parametrize("first", range(0, SWAPPED_SEEDS, CHUNK))
+def test_streams_survive_swaps_too(first: int, seed: int | None) -> None:
+    if seed is not None:
+        pytest.skip("--seed")
+    events = sum(swapped(number).events for number in range(first, first + CHUNK))
+    assert events >= 200 * CHUNK
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("first", range(SWAPPED_SEEDS, LONG_SEEDS // 4, LONG_CHUNK))
+def test_many_more_swaps(first: int) -> None:
+    for number in range(first, first + LONG_CHUNK):
+        assert swapped(number).events > 0
+        if number % CHUNK == 0:
+            gc.collect()
 
 
 def test_the_same_seed_gives_the_same_effects() -> None:

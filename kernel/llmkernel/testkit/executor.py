@@ -5,7 +5,8 @@ from typing import Final
 from libllm.events import Arrived, Post, Welcomed
 from llmproto import limits
 from llmproto.base import Message
-from llmproto.execution import Drop, ExecutorReady, GaveBack, Resync, Run, Stepped
+from llmproto.errors import ErrorKind
+from llmproto.execution import Drop, ExecutorReady, GaveBack, LoadFailed, Resync, Run, Stepped
 from llmproto.init import Child
 from llmproto.threads import Committed
 from llmproto.wire import unpack_tokens
@@ -14,6 +15,7 @@ from libllm import events as session_events
 from llmkernel.events import Suspect
 from llmkernel.testkit.oracle import HANGS, PAIR, POISON, POISON_TOKENS, Context, end_of
 from llmkernel.testkit.rig import MODEL, MS
+from llmkernel.testkit.store import BROKEN
 from llmkernel.testkit.world import SIGSEGV, Process, World
 
 STEP_MS: Final = 12
@@ -88,6 +90,11 @@ class FakeExecutor(Process):
             self._told(effect.message)
 
     def _load(self) -> None:
+        if self.model == BROKEN:
+            if self.alive and not self.stopped:
+                self.say(LoadFailed(self.model, ErrorKind.INVALID, "it is damaged"))
+                self.world.after(5, lambda: self.world.signal(self.child.pid, 0, code=0))
+            return
         self.loaded = True
         self._announce()
 

@@ -5,15 +5,17 @@ from functools import partial
 from typing import Final
 
 import msgspec
-from llmproto.models import ModelLoad, ModelsAsk
+from llmproto.models import DeploymentState, ModelLoad, ModelsAsk
 from llmproto.operation import ProcessesAsk, StatusAsk, ThreadsAsk
 from llmproto.threads import ThreadRenice, ThreadResume, ThreadSuspend
+from msgspec import structs
 
 from llmkernel.events import JournalRoom
 from llmkernel.testkit.client import ASK_MS, FakeClient, Reading
 from llmkernel.testkit.executor import FakeExecutor
 from llmkernel.testkit.oracle import BITTER, HANGS, PAIR, POISON
-from llmkernel.testkit.rig import MS
+from llmkernel.testkit.rig import DEVICES, MS
+from llmkernel.testkit.store import ENTRIES, FakeStore
 from llmkernel.testkit.tokenizer import FakeTokenizer
 from llmkernel.testkit.world import SIGKILL, Network, World
 
@@ -24,6 +26,7 @@ NETWORKS: Final = (
     Network(slow=0.1, lost=0.02, twice=0.05, reordered=0.2),
 )
 ASKING_MS: Final = 1500
+ENTRY_FIRST: Final = next(iter(ENTRIES))
 DYING_MS: Final = 2500
 HEALED_MS: Final = 90_000
 """Virtual time within which everything ends once nothing is disturbed any more."""
@@ -42,7 +45,8 @@ class Outcome(msgspec.Struct, frozen=True):
 class Scenario:
     """A world with requests and deaths, all drawn from one seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, deployments: bool = False) -> None:
+        """With `deployments` a store swaps what a name serves, again and again."""
         self.chance = random.Random(seed)
         chance = self.chance
         self.world = World(seed, network=chance.choice(NETWORKS))
@@ -52,7 +56,22 @@ class Scenario:
         self.clients = [FakeClient(self.world, slow=slow) for _ in range(chance.randint(1, 3))]
         self.suspends = False
         """A Suspend may be repeated after its Resume."""
+        self.store: FakeStore | None = None
+        if deployments:
+            self.store = FakeStore(self.world)
+            self._plan_deployments(self.store)
         self._plan()
+
+    def _plan_deployments(self, store: FakeStore) -> None:
+        """One that can be loaded first; often there is no room for two."""
+        chance = self.chance
+        memory = chance.choice((3 << 20, 5 << 20, 1 << 30))
+        self.world.devices = (structs.replace(DEVICES[0], memory_bytes=memory),)
+        self.world.after(30, lambda: store.deploy(ENTRY_FIRST))
+        for _ in range(chance.randint(1, 6)):
+            model, replicas = chance.choice(list(ENTRIES)), chance.choice((1, 1, 2))
+            at_ms = chance.uniform(300, DYING_MS)
+            self.world.after(at_ms, partial(store.deploy, model, replicas=replicas))
 
     def _plan(self) -> None:
         world, chance = self.world, self.chance
@@ -110,8 +129,13 @@ class Scenario:
             seed=chance.randint(0, 9),
             deadline_ms=chance.choice((None, None, None, 700)) if plain else None,
             resumable=chance.random() < 0.3,
-            model=chance.choice((None, None, "m", "o")) if plain else "m",
+            model=self._model() if plain else "m",
         )
+
+    def _model(self) -> str | None:
+        if self.store is not None and self.store.serves:
+            return self.chance.choice(("bot", "bot", "bot", "m"))
+        return self.chance.choice((None, None, "m", "o"))
 
     def _kill(self, role: str) -> None:
         mine = [node for node in self.world.children.values() if node.child.spec.role == role]
@@ -249,6 +273,12 @@ class Scenario:
             "residents": [r for p in t.processes.by_name.values() for r in p.residents],
             "requests": list(t.sessions.requests),
             "queue": [*t.queue.models()],
+            "rolling": [
+                name
+                for name, one in t.state.deployments.items()
+                if one.state is DeploymentState.ROLLING
+            ],
+            "retired": list(t.state.retired),
             "executors": [
                 node.residents
                 for node in world.children.values()

@@ -18,7 +18,7 @@ from llmproto.generation import (
     Text,
 )
 from llmproto.init import Child
-from llmproto.models import ModelRegister
+from llmproto.models import ModelAdd, ModelAdded, ModelAsk, ModelFound, ModelRegister
 from llmproto.operation import ProcessStarted
 from llmproto.threads import (
     Committed,
@@ -37,6 +37,7 @@ from llmproto.wire import pack_tokens, unpack_tokens
 from libllm import events as session_events
 from llmkernel.testkit.oracle import BITTER, piece
 from llmkernel.testkit.rig import MODEL, MS
+from llmkernel.testkit.store import NAME, entry
 from llmkernel.testkit.world import SIGSEGV, Process, World
 
 REASONS: Final = {1: "stop", 2: "length", 3: "cancel", 4: "error"}
@@ -122,6 +123,8 @@ class Asking:
         self.generate = generate
         self.threads: dict[int, bytes] = {}
         self.failed = False
+        self.model: str | None = None
+        """What its deployment serves."""
 
 
 class FakeTokenizer(Process):
@@ -204,6 +207,8 @@ class FakeTokenizer(Process):
                 self._acked(message)
             case Attach():
                 self._attach(header, message)
+            case ModelAdd():
+                self._add(header, message)
             case _:
                 raise AssertionError(message)
 
@@ -217,7 +222,20 @@ class FakeTokenizer(Process):
             self.world.signal(self.child.pid, SIGSEGV)
             return
         asking = self.asking[header.id] = Asking(header, generate)
-        self._spawn(asking, 0)
+        self._find(asking, 0)
+
+    def _find(self, asking: Asking, index: int) -> None:
+        """What the name of a deployment stands for now."""
+        if asking.generate.model != NAME:
+            self._spawn(asking, index)
+            return
+        ask = ModelAsk(NAME)
+        self._ask(ask, ("find", asking, index, ask), asking.header.id)
+
+    def _add(self, header: Header, add: ModelAdd) -> None:
+        assert add.name is not None
+        register = ModelRegister(entry(add.name))
+        self._ask(register, ("add", header, 0, register), b"")
 
     def _spawn(self, asking: Asking, index: int) -> None:
         """The first choice alone decides whether the request is accepted: once it is, the others
@@ -228,7 +246,8 @@ class FakeTokenizer(Process):
             key=generate.key,
             index=index,
             digest=generate.key[::-1],
-            model=generate.model or MODEL.name,
+            model=asking.model or generate.model or MODEL.name,
+            deployment=NAME if asking.model else None,
             tokens=pack_tokens(generate.prompt_tokens or []),
             output_tokens_max=generate.output_tokens_max,
             sampling=Sampling(temperature=0.0, seed=generate.sampling.seed + index),
@@ -248,6 +267,18 @@ class FakeTokenizer(Process):
             self.started = True
             self.progress = max(1, self.progress)
             self.say(ProcessStarted())
+        elif what == "add":
+            assert isinstance(whose, Header) and isinstance(asked, ModelRegister)
+            added = ModelAdded(asked.model.name, asked.model.digest)
+            answer = answer if isinstance(answer, Failed) else added
+            self.say(answer, peer=whose.source, reply_to=whose.id)
+        elif what == "find":
+            assert isinstance(whose, Asking)
+            if isinstance(answer, ModelFound):
+                whose.model = answer.model.name
+                self._spawn(whose, index)
+            else:
+                self._refuse(whose, answer)
         elif what == "adopt":
             assert isinstance(whose, Header) and isinstance(asked, Attach)
             sink = self.by_stream.get(asked.stream)
@@ -284,12 +315,20 @@ class FakeTokenizer(Process):
                 threads = [asking.threads[i] for i in range(asking.generate.choices)]
                 accepted = Accepted(threads, MODEL.name, len(spawn.tokens) // 4)
                 self.say(accepted, peer=header.source, reply_to=header.id)
-        elif not asking.failed:
-            asking.failed = True
-            self.asking.pop(header.id, None)
-            for thread in asking.threads.values():
-                self.say(ThreadCancel(thread))
-            self.say(answer, peer=header.source, reply_to=header.id)
+        elif isinstance(answer, Failed) and answer.kind is ErrorKind.STALE:
+            self._find(asking, index)
+        else:
+            self._refuse(asking, answer)
+
+    def _refuse(self, asking: Asking, answer: Message) -> None:
+        if asking.failed:
+            return
+        asking.failed = True
+        header = asking.header
+        self.asking.pop(header.id, None)
+        for thread in asking.threads.values():
+            self.say(ThreadCancel(thread))
+        self.say(answer, peer=header.source, reply_to=header.id)
 
     # --- tokens -----------------------------------------------------------------------------------
 
