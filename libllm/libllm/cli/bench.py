@@ -18,6 +18,7 @@ class What(StrEnum):
     KERNEL = "kernel"
     CORE = "core"
     SHAPE = "shape"
+    DATA = "data"
     SERVE = "serve"
     COMPARE = "compare"
     EMBED = "embed"
@@ -31,6 +32,7 @@ PROGRAMS: Final = {
     What.KERNEL: ("llmkernel.bench",),
     What.CORE: ("llmservices.executor.bench",),
     What.SHAPE: ("llmservices.models.shapes",),
+    What.DATA: ("llmservices.data.bench",),
     What.SERVE: ("libllm.bench.serve",),
     What.EMBED: ("libllm.bench.embed",),
     What.COMPARE: ("libllm.bench.compare",),
@@ -50,6 +52,7 @@ def bench(
             help="boot: boot, rest, memory. cpu: processor time a token. recovery: SIGKILL to the "
             "next token. overhead: a system against its engine alone (--folder). kernel: the "
             "kernel's core. core: the engine. shape NAME FOLDER: a random-weight model. "
+            "data: tokens a second to a trainer, against the usual libraries. "
             "serve: a load on any OpenAI-compatible server, or on a system. compare: "
             "this system and other engines in turn. embed: embeddings against "
             "sentence-transformers."

@@ -21,13 +21,12 @@ RETURNS: Final = re.compile("\r\n?")
 GRAM_WORDS: Final = 3
 MASKS: Final[dict[str, tuple[re.Pattern[str], ...]]] = {
     "email": (re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}\b"),),
-    # 7 to 15 digits (ITU E.164) in groups, and not in the middle of a longer number or word
+    # 7 to 15 digits (ITU E.164): international, with an area in parentheses, or 3-3-4; a range of
+    # years, a version or an address of a machine is none
     "phone": (
-        re.compile(
-            r"(?<![\w.@/-])(?:\+\d{1,3}[ .-]?)?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}(?:[ .-]\d{2,4}){1,4}"
-            r"(?![\w@/-]|\.\d)"
-        ),
-        re.compile(r"(?<!\w)\+\d{7,15}(?!\w)"),
+        re.compile(r"(?<!\w)\+\d{1,3}(?:[ .-]?(?:\(\d{1,5}\)|\d{1,12})){1,6}(?!\w)"),
+        re.compile(r"(?<!\w)\(\d{2,5}\)[ .-]?\d{2,4}(?:[ .-]?\d{2,4}){1,3}(?!\w)"),
+        re.compile(r"(?<![\w.-])\d{3}[ .-]\d{3,4}[ .-]\d{4}(?![\w-])"),
     ),
     # words that secrets begin with by their makers' custom, and private keys
     "key": (

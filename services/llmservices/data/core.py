@@ -19,6 +19,8 @@ from llmservices.texts.segments import NOTHING
 SEGMENT_TOKENS: Final = 1 << 20
 """A segment of about 8 MB: made in a fraction of a second, large beside what asking costs."""
 SEGMENT_BATCHES_MAX: Final = 4096
+SEGMENT_EPOCHS_MAX: Final = 64
+"""Of few rows, whose orders cost more than their tokens."""
 EPOCHS_KEPT: Final = 2
 """Orders that are kept: a segment may span the end of an epoch."""
 
@@ -78,7 +80,8 @@ class Plan:
         self.batches = -(-self.rows // arrangement.batch)
         self.tokens = self._epoch_tokens()
         per_batch = max(1, self.tokens // max(1, self.batches))
-        self.segment_batches = max(1, min(SEGMENT_BATCHES_MAX, SEGMENT_TOKENS // per_batch))
+        most = min(SEGMENT_BATCHES_MAX, SEGMENT_EPOCHS_MAX * self.batches)
+        self.segment_batches = max(1, min(most, SEGMENT_TOKENS // per_batch))
         self._order = lru_cache(EPOCHS_KEPT)(self._order_of)
 
     @property

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from llmservices.texts.arrow import to_arrow, to_numpy
+
 ROWS_FILE: Final = "rows.arrow"
 META_FILE: Final = "meta.json"
 
@@ -44,12 +46,20 @@ class Dataset:
         batch = reader.get_batch(0)
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         ids = columns["ids"]
-        self.ids: Int32s = ids.values.to_numpy()
-        self.offsets: Int64s = ids.offsets.to_numpy()
-        self.learn: npt.NDArray[np.uint8] | None = _flat(columns.get("learn"))
-        self.types: npt.NDArray[np.uint8] | None = _flat(columns.get("types"))
-        self.labels: Int32s | None = _plain(columns.get("label"))
-        self.values: npt.NDArray[np.float32] | None = _plain(columns.get("value"))
+        self.ids: Int32s = to_numpy(ids.values, np.int32)
+        self.offsets: Int64s = to_numpy(ids.offsets, np.int64)
+        self.learn: npt.NDArray[np.uint8] | None = None
+        self.types: npt.NDArray[np.uint8] | None = None
+        self.labels: Int32s | None = None
+        self.values: npt.NDArray[np.float32] | None = None
+        if "learn" in columns:
+            self.learn = to_numpy(columns["learn"].values, np.uint8)
+        if "types" in columns:
+            self.types = to_numpy(columns["types"].values, np.uint8)
+        if "label" in columns:
+            self.labels = to_numpy(columns["label"], np.int32)
+        if "value" in columns:
+            self.values = to_numpy(columns["value"], np.float32)
 
     @property
     def lengths(self) -> Int64s:
@@ -76,9 +86,9 @@ def write_rows(
     if types is not None:
         columns["types"] = _ragged(types, offsets, pa.uint8())
     if labels is not None:
-        columns["label"] = pa.array(labels, pa.int32())
+        columns["label"] = to_arrow(labels, pa.int32())
     if values is not None:
-        columns["value"] = pa.array(values, pa.float32())
+        columns["value"] = to_arrow(values, pa.float32())
     batch = pa.RecordBatch.from_pydict(columns)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
@@ -87,12 +97,4 @@ def write_rows(
 def _ragged(flat: Path, offsets: Int64s, item: Any) -> Any:  # pyarrow has no types
     mapped = pa.memory_map(str(flat)).read_buffer()
     values = pa.Array.from_buffers(item, int(offsets[-1]), [None, mapped])
-    return pa.LargeListArray.from_arrays(pa.array(offsets), values)
-
-
-def _flat(column: Any) -> Any:  # pyarrow has no types
-    return None if column is None else column.values.to_numpy()
-
-
-def _plain(column: Any) -> Any:  # pyarrow has no types
-    return None if column is None else column.to_numpy()
+    return pa.LargeListArray.from_arrays(to_arrow(offsets, pa.int64()), values)

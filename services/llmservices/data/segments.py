@@ -10,6 +10,7 @@ import pyarrow as pa
 from llmservices.data.cache import Cache, disk, file_digest, sync
 from llmservices.data.core import Plan, Rows
 from llmservices.data.packing import Int64s, offsets_of
+from llmservices.texts.arrow import to_arrow
 
 
 class SegmentMade(NamedTuple):
@@ -44,7 +45,7 @@ def write_segment(path: Path, rows: Rows, counts: list[int]) -> None:
     if rows.types is not None:
         columns["types"] = _ragged(rows.types, rows.lengths)
     if rows.values is not None:
-        columns["value"] = pa.array(rows.values, pa.float32())
+        columns["value"] = to_arrow(rows.values, pa.float32())
     whole = pa.RecordBatch.from_pydict(columns)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, whole.schema) as writer:
         first = 0
@@ -54,5 +55,5 @@ def write_segment(path: Path, rows: Rows, counts: list[int]) -> None:
 
 
 def _ragged(flat: Any, lengths: Int64s) -> Any:  # pyarrow has no types
-    offsets = pa.array(offsets_of(lengths).astype(np.int32))
-    return pa.ListArray.from_arrays(offsets, pa.array(flat, pa.int32()))
+    offsets = to_arrow(offsets_of(lengths).astype(np.int32), pa.int32())
+    return pa.ListArray.from_arrays(offsets, to_arrow(flat.astype(np.int32), pa.int32()))

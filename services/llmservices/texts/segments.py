@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from llmservices.texts.arrow import to_numpy
+
 NOTHING: Final = -100
 """The label where nothing is learned: what losses of the field ignore by default."""
 
@@ -88,11 +90,9 @@ class SegmentFile:
             labels=_ragged(columns["labels"]),
             documents=_ragged(columns["lengths"]),
             types=_ragged(columns["types"]) if "types" in columns else None,
-            value=None if value is None else value.to_numpy(zero_copy_only=True),
+            value=None if value is None else to_numpy(value, np.float32),
         )
 
 
 def _ragged(column: Any) -> Ragged:  # pyarrow has no types
-    return Ragged(
-        column.values.to_numpy(zero_copy_only=True), column.offsets.to_numpy(zero_copy_only=True)
-    )
+    return Ragged(to_numpy(column.values, np.int32), to_numpy(column.offsets, np.int32))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.utils import DataLoaderConfiguration
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from llmproto.errors import RemoteError
 from llmservices.data import order
@@ -37,6 +37,7 @@ def test_more_rows_than_32_bit_draws_cover_are_refused() -> None:
         order.permutation(order.ROWS_MAX, 0)
 
 
+@settings(max_examples=30, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=300),
     batch=st.integers(1, 9),
@@ -56,6 +57,7 @@ def test_grouping_makes_batches_of_like_lengths() -> None:
     assert padded < 1.05 * lengths.sum()
 
 
+@settings(max_examples=30, deadline=None)
 @given(places=st.integers(1, 1 << 40), seed=st.integers(0, 1 << 53), index=st.integers(0, 1 << 40))
 def test_windows_begin_inside_and_the_same_each_time(places: int, seed: int, index: int) -> None:
     starts = order.window_starts(8, places, seed=seed, index=index)
