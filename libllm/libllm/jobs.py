@@ -212,10 +212,14 @@ class JobTable:
             path = os.path.abspath(os.path.expanduser(model))
             return (await self._ask(ModelAdd(path), ModelAdded, target="tokenizer")).name
         try:
-            return (await self._ask(ModelAsk(model), ModelFound)).model.name
+            found = (await self._ask(ModelAsk(model), ModelFound)).model
         except RemoteError as error:
             if error.kind is not ErrorKind.INVALID:
                 raise
+        else:
+            # What a name serves may be older than the newest version, which the name means.
+            if found.version is None or found.name == model:
+                return found.name
         row = (await self._ask(VersionAsk(model), VersionFound, target="store")).row
         return await self._add_version(row)
 

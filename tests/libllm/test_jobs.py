@@ -246,11 +246,30 @@ async def evaluated(kernel: "FakeKernel", header: Header, task: "asyncio.Task[As
     return recipe.model
 
 
-async def test_a_model_of_the_table_is_evaluated(kernel: "FakeKernel", llm: AsyncClient) -> None:
+@pytest.mark.parametrize(
+    "entry", [ENTRY, msgspec.structs.replace(ENTRY, name="bot@1234abcd", version=DIGEST)]
+)
+async def test_a_model_of_the_table_is_evaluated(
+    kernel: "FakeKernel", llm: AsyncClient, entry: ModelEntry
+) -> None:
+    task = asyncio.create_task(llm.evaluate(entry.name, data="/d", metrics=["f1"]))
+    header, _ = await kernel.hear(ModelAsk)
+    kernel.say(ModelFound(entry), answers=header)
+    assert await evaluated(kernel, header, task) == entry.name
+
+
+async def test_a_name_is_its_newest_version_whatever_it_serves(
+    kernel: "FakeKernel", llm: AsyncClient
+) -> None:
     task = asyncio.create_task(llm.evaluate("bot", data="/d", metrics=["f1"]))
     header, _ = await kernel.hear(ModelAsk)
-    kernel.say(ModelFound(msgspec.structs.replace(ENTRY, name="bot@1234abcd")), answers=header)
-    assert await evaluated(kernel, header, task) == "bot@1234abcd"
+    older = msgspec.structs.replace(ENTRY, name="bot@1234abcd", version=bytes(32))
+    kernel.say(ModelFound(older), answers=header)
+    header, _ = await kernel.hear(VersionAsk)
+    kernel.say(VersionFound(VERSION), answers=header)
+    header, add = await kernel.hear(ModelAdd)
+    kernel.say(ModelAdded(str(add.name), bytes(16)), answers=header)
+    assert await evaluated(kernel, header, task) == "bot@00010203"
 
 
 async def test_a_version_is_put_into_the_table(kernel: "FakeKernel", llm: AsyncClient) -> None:
