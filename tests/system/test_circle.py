@@ -40,6 +40,11 @@ checkpoint_every = 4
 """
 
 
+def long(*case: Any) -> Any:  # Any: what a parameter set is made of
+    """A case for the long suite."""
+    return pytest.param(*case, marks=pytest.mark.long)
+
+
 @pytest.fixture(scope="module")
 def system() -> Iterator[System]:
     """One for all: the tests make names of their own."""
@@ -142,6 +147,7 @@ def test_once_round_with_the_library(system: System, sums: str) -> None:
         assert completion.model == made
 
 
+@pytest.mark.long
 def test_a_killed_trainer_changes_no_loss(system: System, sums: str) -> None:
     with libllm.connect(system.home.root) as llm:
         flags = small("killed", sums)
@@ -168,6 +174,7 @@ def test_a_killed_trainer_changes_no_loss(system: System, sums: str) -> None:
         assert theirs == ours
 
 
+@pytest.mark.long
 def test_stopping_and_going_on(system: System, sums: str) -> None:
     with libllm.connect(system.home.root) as llm:
         flags = small("stopped", sums)
@@ -236,16 +243,16 @@ def test_streams_while_training(system: System, sums: str) -> None:
     ("content", "flags", "said"),
     [
         ([{"text": "a"}, {"text": 1}], {}, "bad.jsonl:2: 'text' must be text, it is a int"),
-        ([], {}, "holds no rows"),
+        long([], {}, "holds no rows"),
         (
             [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}],
             {"task": "classify", "sets": {"data.labels": ["x"]}},
             "the label 'y' is none of the 1 known (x)",
         ),
-        ([{"text": "word " * 3000}], {}, "1024"),
-        ([{"text": "a"}], {"optimizer": "magic"}, "magic"),
+        long([{"text": "word " * 3000}], {}, "1024"),
+        long([{"text": "a"}], {"optimizer": "magic"}, "magic"),
         ([{"text": "a"}], {"base": "nothing"}, "nothing"),
-        ([{"text": "a"}], {"base": "/nowhere"}, "/nowhere"),
+        long([{"text": "a"}], {"base": "/nowhere"}, "/nowhere"),
     ],
 )
 def test_bad_input(
