@@ -10,7 +10,6 @@ from llmproto.base import Detail, Id16, Int53, Message, Name, Path
 from llmproto.generation import Token
 from llmproto.versions import Digest
 
-
 TaskName = Annotated[str, Meta(pattern="^(generate|embed|classify|regress)$")]
 
 
