@@ -102,6 +102,13 @@ def test_what_is_refused(folder: Path, text: str, said: str) -> None:
     assert refusal(folder, text).startswith(said)
 
 
+def test_the_readme_has_two_complete_recipes(folder: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    blocks = [part.partition("```")[0] for part in readme.split("```toml\n")[1:]]
+    recipes = [recipe_of(write(folder, text), {}) for text in blocks if "method = " in text]
+    assert [recipe.method for recipe in recipes] == ["pretrain", "lora"]
+
+
 def test_a_file_that_is_not_there(folder: Path) -> None:
     with pytest.raises(RemoteError, match=r"recipe\.toml cannot be read: No such file"):
         recipe_of(folder / "recipe.toml", {})
