@@ -41,7 +41,7 @@ METRICS: Final[dict[str, frozenset[str]]] = {
     "spearman": frozenset({"regress", "embed"}),
 }
 """The metrics there are, and the tasks that each can judge.  Without a suffix precision, recall and
-f1 are those of the second label where there are two (the positive one), else the macro mean."""
+f1 are the mean over labels."""
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -35,7 +35,11 @@ THREE = Labelled(
 def test_two_labels() -> None:
     found = of_labels(["accuracy", "precision", "recall", "f1", "auc", "loss"], TWO)
     assert found["accuracy"] == pytest.approx(3 / 5)
-    assert found["precision"] == found["recall"] == found["f1"] == pytest.approx(2 / 3)
+    # Of "no" one is right, one missed, one said wrongly.
+    for family in ("precision", "recall", "f1"):
+        assert found[family] == pytest.approx((2 / 3 + 1 / 2) / 2)
+        each = of_labels([f"{family}_per_class"], TWO)
+        assert each[f"{family}_per_class/yes"] == pytest.approx(2 / 3)
     # Of the 6 pairs of a yes and a no: 0.9 beats both, 0.6 and 0.3 beat 0.1 alone.
     assert found["auc"] == pytest.approx(4 / 6)
     wanted = -sum(math.log(p) for p in (0.9, 0.6, 0.3, 0.2, 0.9)) / 5
