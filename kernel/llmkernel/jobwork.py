@@ -325,6 +325,8 @@ class JobWork:
             self._end_ranks(job)  # the others would wait for it
         if not job.ranks:
             self._t.state.jobs.rest(job)
+            if job.state is JobState.STOPPING:
+                job.doing = ""
             job.state = job.rest_state
 
     def _give_up(self, job: Job, process: Process, exit: Exit) -> None:

@@ -309,11 +309,12 @@ def test_suspend_saves_and_resume_begins_a_new_attempt() -> None:
     client.say(ThreadSuspend(job))
     assert trainer.the(JobPace) == JobPace(job, 1, 1.0, stop=True)
     assert the_job(rig, job).state is JobState.STOPPING
-    trainer.say(done(job, range(1, 3)))
+    trainer.say(StepsDone(job, 1, [report(1), report(2)], 9, "saving"))
     trainer.say(CheckpointCommitted(job, 1, b"v" * 32, 2, 20))
+    assert the_job(rig, job).doing == "saving"
     trainer.say(JobStopped(job, 1))
     rig.exited(rig.ranks["trainer-1"], code=0)
-    assert the_job(rig, job).state is JobState.SUSPENDED
+    assert (the_job(rig, job).state, the_job(rig, job).doing) == (JobState.SUSPENDED, "")
     assert rig.kernel.tables.processes.by_name.get("trainer-1") is None
     rig.wait(1000)
     assert effects(rig, Start) == []
