@@ -86,6 +86,9 @@ class Segment(Message, frozen=True):
     - `types` (list<int32>): token types, only where the rows are pairs of texts and the tokenizer
       tells them apart.
     - `value` (float32): only with task regress.
+
+    A file is kept until a few segments later; who finds it gone asks
+    again, and gets the same bytes.
     """
 
     path: Path

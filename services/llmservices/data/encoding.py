@@ -101,6 +101,13 @@ class Encoder:
         """The row cut to so many tokens: texts that are judged keep their special tokens, others
         their beginning."""
         if row.spans is None and not row.end and row.special:
+            special = self._tokenizer.num_special_tokens_to_add(row.pair is not None)
+            least = special + (1 if row.pair is None else 2)
+            if tokens < least:
+                raise invalid(
+                    f"a context of {tokens} tokens has no room for a text: with the special tokens "
+                    f"around it, it takes at least {least}"
+                )
             self._tokenizer.enable_truncation(tokens)
             try:
                 return self.encode([row])
