@@ -11,7 +11,7 @@ from llmkernel.testkit.scenario import Outcome, Scenario
 
 SEEDS = 1_000
 CHUNK = 50
-SWAPPED_SEEDS = 200
+SWAPPED_SEEDS = 100
 LONG_SEEDS = 100_000
 LONG_CHUNK = 500
 FOUND = {

@@ -5,6 +5,7 @@ import asyncio
 import json
 from pathlib import Path
 
+from libllm.bench.rollback import measure_rollback
 from libllm.bench.system import (
     measure_boot,
     measure_cpu,
@@ -16,7 +17,7 @@ from libllm.bench.system import (
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="libllm.bench", description=__doc__)
-    parser.add_argument("measure", choices=("boot", "cpu", "recovery", "overhead"))
+    parser.add_argument("measure", choices=("boot", "cpu", "recovery", "overhead", "rollback"))
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=128)
@@ -31,6 +32,8 @@ def main() -> None:
             measured = measure_cpu(said.streams, said.output, said.repeat)
         case "recovery":
             measured = measure_recovery(said.repeat, said.journaled_tokens)
+        case "rollback":
+            measured = measure_rollback(said.repeat)
         case _:
             if said.folder is None:
                 parser.error("overhead needs --folder")

@@ -15,6 +15,7 @@ class What(StrEnum):
     CPU = "cpu"
     RECOVERY = "recovery"
     OVERHEAD = "overhead"
+    ROLLBACK = "rollback"
     KERNEL = "kernel"
     CORE = "core"
     SHAPE = "shape"
@@ -29,6 +30,7 @@ PROGRAMS: Final = {
     What.CPU: ("libllm.bench", "cpu"),
     What.RECOVERY: ("libllm.bench", "recovery"),
     What.OVERHEAD: ("libllm.bench", "overhead"),
+    What.ROLLBACK: ("libllm.bench", "rollback"),
     What.KERNEL: ("llmkernel.bench",),
     What.CORE: ("llmservices.executor.bench",),
     What.SHAPE: ("llmservices.models.shapes",),
@@ -50,8 +52,8 @@ def bench(
         What,
         typer.Argument(
             help="boot: boot, rest, memory. cpu: processor time a token. recovery: SIGKILL to the "
-            "next token. overhead: a system against its engine alone (--folder). kernel: the "
-            "kernel's core. core: the engine. shape NAME FOLDER: a random-weight model. "
+            "next token. overhead: a system against its engine alone (--folder). rollback: command "
+            "to the other version's first token. kernel: the kernel's core. core: the engine. shape NAME FOLDER: a random-weight model. "
             "data: tokens a second to a trainer, against the usual libraries. "
             "serve: a load on any OpenAI-compatible server, or on a system. compare: "
             "this system and other engines in turn. embed: embeddings against "

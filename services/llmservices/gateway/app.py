@@ -13,7 +13,15 @@ from llmproto.base import Message
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.generation import Accepted, Generate, TokenizeAsk, Tokenized
 from llmproto.metrics import MetricsAsk, MetricsText
-from llmproto.models import ModelAsk, ModelFound, ModelRow, Models, ModelsAsk
+from llmproto.models import (
+    Deployments,
+    DeploymentsAsk,
+    ModelAsk,
+    ModelFound,
+    ModelRow,
+    Models,
+    ModelsAsk,
+)
 from llmproto.operation import Status, StatusAsk
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -292,7 +300,18 @@ class Routes:
             )
 
     async def _model_rows(self) -> list[ModelRow]:
-        return (await self._llm.call(ModelsAsk(), Models, patience_ms=PATIENCE_MS)).rows
+        """Names that serve, then entries."""
+        rows = (await self._llm.call(ModelsAsk(), Models, patience_ms=PATIENCE_MS)).rows
+        named = {row.model.name: row for row in rows}
+        asked = await self._llm.call(DeploymentsAsk(), Deployments, patience_ms=PATIENCE_MS)
+        served = [
+            msgspec.structs.replace(
+                row, model=msgspec.structs.replace(row.model, name=deployment.name)
+            )
+            for deployment in asked.rows
+            if (row := named.get(deployment.serving or "")) is not None
+        ]
+        return [*served, *rows]
 
 
 async def _all(reading: Reading, parts: list[Part]) -> list[Piece]:
@@ -314,6 +333,10 @@ def _choice(wanted: core.Wanted, name: StreamName) -> Choice:
         echoes_scores=wanted.echo,
         shows_logprobs=wanted.shows_logprobs,
     )
+
+
+def _called(row: ModelRow, name: str) -> ModelRow:
+    return msgspec.structs.replace(row, model=msgspec.structs.replace(row.model, name=name))
 
 
 def _model(row: ModelRow) -> ModelObject:

@@ -26,6 +26,9 @@ from llmproto.generation import (
 )
 from llmproto.metrics import MetricsAsk, MetricsText
 from llmproto.models import (
+    DeploymentRow,
+    Deployments,
+    DeploymentsAsk,
     ModelAsk,
     ModelEntry,
     ModelFound,
@@ -153,6 +156,7 @@ class FakeLlm:
         self.generates: list[tuple[Generate, int | None]] = []
         self.encodes: list[tuple[Inputs, int | None]] = []
         self.models = [ModelRow(entry(), ModelState.IDLE, 0, 0, True)]
+        self.deployed: list[DeploymentRow] = []
         self.status = Status(True, "1", 1, 1)
         self.down: set[type[Message]] = set()
         """What nobody answers."""
@@ -185,6 +189,8 @@ class FakeLlm:
         match message:
             case ModelsAsk():
                 return Models(self.models)
+            case DeploymentsAsk():
+                return Deployments(self.deployed)
             case ModelAsk(name=name):
                 if name in (EMBEDDER, CLASSIFIER):
                     task = "embed" if name == EMBEDDER else "classify"

@@ -3,6 +3,7 @@
 import openai
 import pytest
 from llmproto.errors import ErrorKind, RemoteError
+from llmproto.models import DeploymentRow, DeploymentState
 
 from .conftest import MODEL, Gateway, words
 
@@ -14,6 +15,13 @@ async def test_models(gateway: Gateway) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         await gateway.openai.models.retrieve("org/none")
     assert caught.value.code == "model_not_found"
+
+
+async def test_a_deployment_is_a_model_by_its_name(gateway: Gateway) -> None:
+    serves = DeploymentRow("bot", DeploymentState.LIVE, MODEL, MODEL, None, 1, 1)
+    gateway.llm.deployed = [serves]
+    assert [model.id async for model in gateway.openai.models.list()] == ["bot", MODEL]
+    assert (await gateway.openai.models.retrieve("bot")).owned_by == "llmos"
 
 
 async def test_completion(gateway: Gateway) -> None:
