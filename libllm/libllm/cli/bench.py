@@ -53,7 +53,8 @@ def bench(
         typer.Argument(
             help="boot: boot, rest, memory. cpu: processor time a token. recovery: SIGKILL to the "
             "next token. overhead: a system against its engine alone (--folder). rollback: command "
-            "to the other version's first token. kernel: the kernel's core. core: the engine. shape NAME FOLDER: a random-weight model. "
+            "to the other version's first token. kernel: the kernel's core. "
+            "core: the engine. shape NAME FOLDER: a random-weight model. "
             "data: tokens a second to a trainer, against the usual libraries. "
             "serve: a load on any OpenAI-compatible server, or on a system. compare: "
             "this system and other engines in turn. embed: embeddings against "
