@@ -13,6 +13,8 @@ import pytest
 from libllm.client import AsyncClient
 from llmkernel.jobplaces import JOB_NICE
 from llmkernel.testkit.trainer import recipe_of, report, version
+from llmproto.data import Segment, SegmentAsk
+from llmproto.errors import ErrorKind, RemoteError
 from llmproto.jobs import JobAsk, JobFound, JobKind, JobRow, JobSpawn, JobSpawned, JobState
 from llmproto.threads import Done, ThreadCancel, ThreadResume, ThreadSuspend
 
@@ -119,6 +121,19 @@ async def test_suspended_it_gives_back_and_goes_on(system: System) -> None:
         assert not any(p.role == "trainer" for p in await client.ps())
         await client._ask(ThreadResume(job), Done)
         await judge(client, job, 200)
+        await system.until_settled(client)
+
+
+async def test_the_data_service_starts_when_it_is_asked(system: System) -> None:
+    async with system.client() as client:
+        assert not any(row.role == "data" for row in await client.ps())
+        for number in range(2):
+            with pytest.raises(RemoteError) as caught:
+                await client._ask(SegmentAsk(bytes(32), 0), Segment, target="data")
+            assert caught.value.kind is ErrorKind.STALE
+            (row,) = [row for row in await client.ps() if row.role == "data"]
+            assert row.incarnation == number + 1
+            await kill(client, "data")
         await system.until_settled(client)
 
 
