@@ -126,3 +126,10 @@ def test_a_variable_that_is_no_number_is_refused(tmp_path: Path) -> None:
 def test_children_find_the_packages_where_this_process_did() -> None:
     roots = child_environment()["PYTHONPATH"].split(os.pathsep)
     assert any((Path(root) / "llmproto" / "wire.py").exists() for root in roots)
+
+
+def test_the_stores_quota(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("[store]\nbytes_max = 1000\n")
+    assert SystemConfig.read(path).store.bytes_max == 1000
+    assert SystemConfig().store.bytes_max is None

@@ -20,6 +20,7 @@ class What(StrEnum):
     CORE = "core"
     SHAPE = "shape"
     DATA = "data"
+    STORE = "store"
     SERVE = "serve"
     COMPARE = "compare"
     EMBED = "embed"
@@ -35,6 +36,7 @@ PROGRAMS: Final = {
     What.CORE: ("llmservices.executor.bench",),
     What.SHAPE: ("llmservices.models.shapes",),
     What.DATA: ("llmservices.data.bench",),
+    What.STORE: ("llmservices.store.bench",),
     What.SERVE: ("libllm.bench.serve",),
     What.EMBED: ("libllm.bench.embed",),
     What.COMPARE: ("libllm.bench.compare",),
@@ -56,6 +58,7 @@ def bench(
             "to the other version's first token. kernel: the kernel's core. "
             "core: the engine. shape NAME FOLDER: a random-weight model. "
             "data: tokens a second to a trainer, against the usual libraries. "
+            "store: saving and loading a version, against one file of the same bytes. "
             "serve: a load on any OpenAI-compatible server, or on a system. compare: "
             "this system and other engines in turn. embed: embeddings against "
             "sentence-transformers."

@@ -103,6 +103,8 @@ def draft(
         raise invalid(f"{twice} is given twice")
     if not names and inherited is None:
         raise invalid("a version without any file")
+    if inherited is not None and inherited.kind is VersionKind.MODEL and inherited.is_adapter:
+        _check_whole(inherited, set(names))
     lineage = save.lineage
     if lineage.parent is None and save.inherit is not None:
         lineage = msgspec.structs.replace(lineage, parent=save.inherit)
@@ -202,6 +204,15 @@ def _inherited_files(inherited: Manifest | None, given: set[str]) -> list[FileEn
         return []
     dropped = given | _dropped(inherited, given)
     return [file for file in inherited.files if file.name not in dropped]
+
+
+def _check_whole(inherited: Manifest, given: set[str]) -> None:
+    """An adapter that was learned on top of another is none of their base."""
+    if ADAPTER_WEIGHTS in given and MODEL_WEIGHTS not in given:
+        raise invalid(
+            f"{inherited.name} is an adapter itself: another one on top of it needs the merged "
+            f"weights as {MODEL_WEIGHTS} too"
+        )
 
 
 def _dropped(inherited: Manifest, given: set[str]) -> set[str]:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from llmproto.errors import ErrorKind, RemoteError
 
@@ -25,8 +25,12 @@ from llmservices.versions.manifest import (
     object_path,
 )
 
-THREADS: Final = 8
-"""They hash for a moment and then wait for the disk, each for its own piece of 4 MiB."""
+THREADS: Final = 4
+"""They read, hash and write, each its own piece of 4 MiB; more
+hold one another up where other processes want the cores."""
+SYNCS_A_THREAD: Final = 4
+"""Threads that wait for the disk meanwhile: a file system commits what many wait for at once."""
+T = TypeVar("T")
 
 
 class Staging:
@@ -51,6 +55,8 @@ class Staging:
         self._suspects = set() if suspects is None else suspects
         self._lock = threading.Lock()
         self._local = threading.local()
+        self._sync_pool = ThreadPoolExecutor(threads * SYNCS_A_THREAD, thread_name_prefix="sync")
+        self._syncs: list[Future[None]] = []
         self._names: dict[str, bool] = {}
         """Objects that this save writes; whether `undo` must take them away again."""
 
@@ -70,6 +76,7 @@ class Staging:
             }
             files = {name: pool.submit(self.put, content) for name, content in plan.files.items()}
             _settle([*started, *files.values()])
+        self._settle_syncs()
         groups = [
             GroupEntry(
                 group.file,
@@ -92,14 +99,16 @@ class Staging:
     def put(self, content: bytes | bytearray | memoryview) -> str:
         """The name of the object with this content, written where it is not there yet."""
         name = hash_bytes(content)
+        if self._is_there(name, len(content)):
+            return name
         with self._lock:
-            if name in self._names or self._is_there(name, len(content)):
+            if name in self._names:
                 return name
             self._budget.take(len(content))
             self._names[name] = False
         path = self.folder / name
         self._disk.write(path, content)
-        self._disk.sync(path)
+        self._sync(path)
         return name
 
     def place(self) -> None:
@@ -117,7 +126,8 @@ class Staging:
             self._names[name] = is_new  # In place of a damaged one it stays whatever follows.
             self._suspects.discard(name)
         for folder in sorted(touched):
-            self._disk.sync(folder)
+            self._sync(folder)
+        self._settle_syncs()
 
     def undo(self) -> None:
         """Remove what was placed; the folder under `tmp` goes with `close`."""
@@ -127,7 +137,20 @@ class Staging:
 
     def close(self) -> None:
         """Nothing of it is left."""
+        self._sync_pool.shutdown(cancel_futures=True)
         self._disk.remove_tree(self.folder)
+
+    def _sync(self, path: Path) -> None:
+        if self._threads == 1:
+            self._disk.sync(path)
+            return
+        started = self._sync_pool.submit(self._disk.sync, path)
+        with self._lock:
+            self._syncs.append(started)
+
+    def _settle_syncs(self) -> None:
+        _settle(self._syncs)
+        self._syncs.clear()
 
     def _start(
         self,
@@ -173,7 +196,7 @@ class Staging:
             return False
 
 
-def _settle(futures: Sequence[Future[str]]) -> None:
+def _settle(futures: Sequence[Future[T]]) -> None:
     """Wait for all; after a failure nothing more is begun, and the first is raised."""
     done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
     for future in waiting:

@@ -1,5 +1,6 @@
 """What a save becomes, and what is refused."""
 
+import msgspec
 import pytest
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.versions import Lineage, Save, TensorGroup, TensorPlace, VersionKind
@@ -73,7 +74,7 @@ def test_nothing_is_given_twice() -> None:
         drafted(TENSOR, file="model.bin")
 
 
-def base(**more: str) -> Manifest:
+def base() -> Manifest:
     tensors = [TensorEntry("w", "F32", [1], 4, ["00" * 32])]
     files = ["adapter_config.json", "config.json", "losses.bin", "state.json", "tokenizer.json"]
     groups = ["adapter_model.safetensors", "model.safetensors", "optimizer.safetensors"]
@@ -104,6 +105,13 @@ def test_new_weights_inherit_neither_an_adapter_nor_what_a_checkpoint_alone_has(
 def test_an_adapter_inherits_the_weights() -> None:
     draft = drafted(TENSOR, file="adapter_model.safetensors", inherited=base())
     assert names(draft) == (["adapter_config.json", "tokenizer.json"], ["model.safetensors"])
+
+
+def test_an_adapter_on_an_adapter_needs_the_merged_weights() -> None:
+    under = msgspec.structs.replace(base(), kind=VersionKind.MODEL)
+    with pytest.raises(RemoteError, match="is an adapter itself"):
+        drafted(TENSOR, file="adapter_model.safetensors", inherited=under)
+    assert names(drafted(TENSOR, inherited=under))[1] == []
 
 
 def test_of_checkpoints_as_many_as_asked_and_one_more_stay() -> None:
