@@ -10,7 +10,7 @@ import transformers
 from llmproto.errors import RemoteError
 from llmproto.recipes import AugmentOptions, CleanOptions, DataRecipe
 from llmservices.data.making import byte_bpe
-from llmservices.data.plans import Planned
+from llmservices.data.plans import Maker, Planned
 from llmservices.texts.segments import NOTHING
 
 from .conftest import Bench, byte_tokenizer
@@ -235,3 +235,14 @@ def test_judged_rows_are_those_of_the_reference_tokenizer(bench: Bench, pairs: b
     assert (found.types is not None) == pairs == any(types)
     if found.types is not None:
         assert found.types[:tokens].tolist() == types
+
+
+def test_data_that_change_while_they_are_read_are_refused(bench: Bench) -> None:
+    path = bench.jsonl("a.jsonl", {"text": "before"})
+
+    def progress(rows: int) -> None:
+        bench.jsonl("a.jsonl", {"text": "afterwards"})
+
+    with pytest.raises(RemoteError, match="the data changed while they were read"):
+        Maker(bench.cache, set, progress).prepare(bench.ask(DataRecipe(train=[path])))
+    assert spelled(bench.plan(DataRecipe(train=[path]))) == ["<|bos|>afterwards<|end|>"]

@@ -14,7 +14,7 @@ from llmproto.connection import Working
 from llmproto.data import SegmentAsk
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.recipes import DataRecipe
-from llmservices.data.service import SEGMENTS_KEPT, DataService
+from llmservices.data.service import PLANS_MAX, SEGMENTS_KEPT, WORKS_MAX, DataService
 from llmservices.texts.segments import SegmentFile
 
 from .conftest import Bench
@@ -106,3 +106,30 @@ async def test_a_refusal_names_file_and_line(rig: Rig, bench: Bench) -> None:
     path = bench.file("a.jsonl", '{"text": "one"}\n{"text": \n')
     with pytest.raises(RemoteError, match=r"a\.jsonl:2: is no JSON"):
         await rig.service.prepare(bench.ask(DataRecipe(train=[path])), rig.request())
+
+
+async def test_more_work_than_can_wait_is_refused(rig: Rig, bench: Bench) -> None:
+    waiting: asyncio.Future[None] = rig.port.loop.create_future()
+    for number in range(WORKS_MAX):
+        rig.service._works["long", number] = waiting
+    path = bench.jsonl("a.jsonl", {"text": "text"})
+    with pytest.raises(RemoteError, match=f"{WORKS_MAX} pieces of work wait") as refusal:
+        await rig.service.prepare(bench.ask(DataRecipe(train=[path])), rig.request())
+    assert refusal.value.kind is ErrorKind.EXHAUSTED
+    assert refusal.value.retry_after_ms
+    rig.service._works.clear()
+    waiting.cancel()
+
+
+async def test_no_more_plans_are_kept_than_fit(rig: Rig, bench: Bench) -> None:
+    path = bench.jsonl("a.jsonl", {"text": "text"})
+    plans = [
+        (
+            await rig.service.prepare(bench.ask(DataRecipe(train=[path]), seed=seed), rig.request())
+        ).plan
+        for seed in range(PLANS_MAX + 1)
+    ]
+    with pytest.raises(RemoteError, match="is not known"):
+        await rig.service.segment(SegmentAsk(plans[0], 0), rig.request())
+    await rig.service.segment(SegmentAsk(plans[-1], 0), rig.request())
+    await rig.service.settle()
