@@ -61,7 +61,7 @@ template <class Dot> struct Paged {
     template <int ROWS, int HALVES>
     MEMBER void score(const char *queries, const char *const *b, float *scores) const {
         vf sums[ROWS][HALVES * VECTORS] = {};
-        dot_steps<Dot, ROWS, HALVES>(sums, queries, wide * QUERY, b, Dot::B_BYTES, wide / DEPTHS, 0);
+        dot_steps<Dot, ROWS, HALVES>(sums, queries, wide * QUERY, b, Dot::B_BYTES, wide / DEPTHS, {nullptr, 0});
         for (int r = 0; r < ROWS; r++)
             for (int i = 0; i < HALVES * VECTORS; i++) store(scores + r * CHUNK + i * WIDTH, sums[r][i]);
     }
@@ -90,7 +90,7 @@ template <class Dot> struct Paged {
             const char *from = values(blocks[j], head) + slice * HALF * HALF * VALUE;
             const char *const b[2] = {from, from + HALF * HALF * VALUE};
             dot_steps<Dot, ROWS, HALVES>(sums, weights + j * HALF * QUERY, CHUNK * QUERY, b, Dot::B_BYTES, HALF / DEPTHS,
-                                         0);
+                                         {nullptr, 0});
         }
         for (int r = 0; r < ROWS; r++)
             for (int i = 0; i < HALVES * VECTORS; i++) store(mixed + r * wide + slice * HALF + i * WIDTH, sums[r][i]);

@@ -146,17 +146,27 @@ struct DotInt8 {
     INLINE void add(Sum &sum, A a, B b) { quad_add(sum, a, b); }
 };
 
+// What will be read soon, asked for a little at every step.
+struct Soon {
+    const char *at;
+    int64_t step; // bytes a step: 0, or up to 128
+};
+
 // ROWS rows against HALVES times 16 columns over `steps` steps; b[h] is the first step of half h.
 template <class Dot, int ROWS, int HALVES>
 INLINE void dot_steps(typename Dot::Sum (&sums)[ROWS][HALVES * VECTORS], const char *a, int64_t a_stride,
-                      const char *const *b, int64_t b_step, int64_t steps, int64_t ahead) {
+                      const char *const *b, int64_t b_step, int64_t steps, Soon soon) {
     const char *at[HALVES];
     for (int half = 0; half < HALVES; half++) at[half] = b[half];
     for (int64_t step = 0; step < steps; step++) {
         typename Dot::B columns[HALVES * VECTORS];
+        if (soon.step) {
+            __builtin_prefetch(soon.at, 0, 3);
+            __builtin_prefetch(soon.at + 64, 0, 3);
+            soon.at += soon.step;
+        }
 #pragma GCC unroll 4
         for (int half = 0; half < HALVES; half++) {
-            if (ahead) __builtin_prefetch(at[half] + ahead, 0, 3);
 #pragma GCC unroll 4
             for (int vector = 0; vector < VECTORS; vector++)
                 columns[half * VECTORS + vector] = Dot::fetch(at[half], vector);

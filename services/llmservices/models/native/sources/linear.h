@@ -41,6 +41,7 @@ struct Product {
 };
 
 constexpr int64_t AHEAD = 2048;       // bytes that are asked for before they are read
+constexpr int64_t FEW_TILES = 6;       // so many need a panel's data soon again; more, those of the rows
 constexpr int64_t SHARED_DEPTH = 1024; // depths that many rows reduce at a time: what a core's caches hold
 
 template <class Dot> struct Plain {
@@ -50,7 +51,7 @@ template <class Dot> struct Plain {
 
     template <int ROWS, int HALVES>
     INLINE void run(const Input &input, int64_t row, const char *panel, int half, int64_t begin, int64_t end,
-                    bool first, float *sums, int64_t ahead) {
+                    bool first, float *sums, Soon soon) {
         typename Dot::Sum sum[ROWS][HALVES * VECTORS];
         for (int r = 0; r < ROWS; r++)
             for (int i = 0; i < HALVES * VECTORS; i++) {
@@ -64,7 +65,7 @@ template <class Dot> struct Plain {
         const char *from = panel + begin * UNIT_BYTES + half * Dot::B_BYTES;
         const char *const b[2] = {from, from + Dot::B_BYTES};
         dot_steps<Dot, ROWS, HALVES>(sum, input.data + row * input.stride + begin * steps * Dot::A_BYTES, input.stride,
-                                     b, 2 * Dot::B_BYTES, (end - begin) * steps, ahead);
+                                     b, 2 * Dot::B_BYTES, (end - begin) * steps, soon);
         for (int r = 0; r < ROWS; r++)
             for (int i = 0; i < HALVES * VECTORS; i++)
                 memcpy(sums + r * PANEL + half * HALF + i * WIDTH, &sum[r][i], sizeof sum[r][i]);
@@ -82,7 +83,7 @@ struct Grouped {
 
     template <int ROWS, int HALVES>
     INLINE void run(const Input &input, int64_t row, const char *panel, int half, int64_t begin, int64_t end,
-                    bool first, float *sums, int64_t ahead) {
+                    bool first, float *sums, Soon soon) {
         vf sum[ROWS][HALVES * VECTORS];
         for (int r = 0; r < ROWS; r++)
             for (int i = 0; i < HALVES * VECTORS; i++)
@@ -94,13 +95,14 @@ struct Grouped {
             for (int r = 0; r < ROWS; r++)
                 for (int i = 0; i < HALVES * VECTORS; i++)
                     dots[r][i] = all_int(input.sums[(row + r) * input.sums_stride + group]);
-            if (ahead) __builtin_prefetch(from + ahead, 0, 3);
+            const int64_t asked = UNIT_BYTES * soon.step / 128;
+            for (int64_t i = 0; i < asked; i += 64) __builtin_prefetch(soon.at + i, 0, 3);
+            soon.at += asked;
 #pragma GCC unroll 4
             for (int pair = 0; pair < 4; pair++) {
                 vi low[HALVES * VECTORS], high[HALVES * VECTORS];
                 for (int i = 0; i < HALVES * VECTORS; i++) {
                     const char *at = from + PANEL * 2 + (pair * 2 + half) * 64 + i * WIDTH * 4;
-                    if (ahead && i % VECTORS == 0) __builtin_prefetch(at + ahead, 0, 3);
                     vu bytes;
                     memcpy(&bytes, at, sizeof bytes);
                     low[i] = (vi)(bytes & 0x0f0f0f0fu);
@@ -130,21 +132,21 @@ struct Grouped {
 
 template <class Kind, int ROWS>
 void tile(const Input &input, int64_t row, const char *panel, int64_t begin, int64_t end, bool first, float *sums,
-          int64_t ahead) {
+          Soon soon) {
     for (int half = 0; half < 2; half += TILE_HALVES)
-        Kind::template run<ROWS, TILE_HALVES>(input, row, panel, half, begin, end, first, sums, ahead);
+        Kind::template run<ROWS, TILE_HALVES>(input, row, panel, half, begin, end, first, sums, soon);
 }
 
 template <class Kind, int ROWS>
 INLINE void tile_of(int rows, const Input &input, int64_t row, const char *panel, int64_t begin, int64_t end,
-                    bool first, float *sums, int64_t ahead) {
+                    bool first, float *sums, Soon soon) {
     if constexpr (ROWS == 1) {
-        tile<Kind, 1>(input, row, panel, begin, end, first, sums, ahead);
+        tile<Kind, 1>(input, row, panel, begin, end, first, sums, soon);
     } else {
         if (rows == ROWS)
-            tile<Kind, ROWS>(input, row, panel, begin, end, first, sums, ahead);
+            tile<Kind, ROWS>(input, row, panel, begin, end, first, sums, soon);
         else
-            tile_of<Kind, ROWS - 1>(rows, input, row, panel, begin, end, first, sums, ahead);
+            tile_of<Kind, ROWS - 1>(rows, input, row, panel, begin, end, first, sums, soon);
     }
 }
 
@@ -213,13 +215,19 @@ template <class Kind> void multiply(const Product &product, int64_t *taken, int 
     const int64_t at_once = SHARED_DEPTH / Kind::UNIT;
     const int64_t cuts = tiles > 1 ? (units + at_once - 1) / at_once : 1;
     Share share;
-    while (claim(taken, panels, threads, tiles > 1 ? SHARE_PANELS : panels, &share)) {
+    while (claim(taken, panels, threads, tiles > FEW_TILES ? SHARE_PANELS : panels, &share)) {
         const char *first_panel = (const char *)matrix.data + share.begin * panel_bytes;
-        if (tiles == 1) {
+        if (tiles <= FEW_TILES) {
             for (int64_t panel = share.begin; panel < share.end; panel++) {
                 const char *at = first_panel + (panel - share.begin) * panel_bytes;
-                tile_of<Kind, Kind::TILE>((int)rows, product.input, 0, at, 0, units, true, scratch, AHEAD);
-                for (int64_t row = 0; row < rows; row++) finish(product, row, panel, scratch + row * PANEL);
+                for (int64_t t = 0; t < tiles; t++) {
+                    const int64_t row = rows * t / tiles, count = rows * (t + 1) / tiles - row;
+                    // A single tile runs ahead of itself; several, each through its part of the next panel.
+                    const char *const next = at + (tiles == 1 ? AHEAD : panel_bytes + panel_bytes * t / tiles);
+                    tile_of<Kind, Kind::TILE>((int)count, product.input, row, at, 0, units, true, scratch,
+                                              Soon{next, 128 / tiles});
+                    for (int64_t r = 0; r < count; r++) finish(product, row + r, panel, scratch + r * PANEL);
+                }
             }
             continue;
         }
@@ -231,7 +239,7 @@ template <class Kind> void multiply(const Product &product, int64_t *taken, int 
                     const int64_t index = panel - share.begin;
                     float *sums = scratch + (index * rows + row) * PANEL;
                     tile_of<Kind, Kind::TILE>((int)count, product.input, row, first_panel + index * panel_bytes, begin,
-                                              end, cut == 0, sums, t == 0 ? AHEAD : 0);
+                                              end, cut == 0, sums, Soon{first_panel + index * panel_bytes + begin * Kind::UNIT_BYTES + AHEAD, t ? 0 : 128});
                     if (cut == cuts - 1)
                         for (int64_t r = 0; r < count; r++) finish(product, row + r, panel, sums + r * PANEL);
                 }

@@ -38,9 +38,9 @@ void quantise_row(const float *from, int64_t depth, const LlmMatrix &matrix, con
     to.scales[row] = largest / 127.0f + total(bad);
     int32_t *sums = to.sums + row * to.sums_stride;
     char *out = to.data + row * to.stride;
-    int32_t all_sum = 0;
+    vi all_sum = vi{};
     for (int64_t group = 0; group < depth / GROUP; group++) {
-        int32_t sum = 0;
+        vi sum = vi{};
         int8_t quads[GROUP];
         for (int i = 0; i < GROUP; i += WIDTH) {
             const vf shifter = all(12582912.0f);
@@ -48,10 +48,9 @@ void quantise_row(const float *from, int64_t depth, const LlmMatrix &matrix, con
             vi bits;
             memcpy(&bits, &shifted, sizeof bits);
             bits -= 0x4b400000;
-            for (int lane = 0; lane < WIDTH; lane++) {
-                quads[i + lane] = (int8_t)bits[lane];
-                sum += (int8_t)bits[lane];
-            }
+            sum += bits;
+            const vb bytes = __builtin_convertvector(bits, vb);
+            memcpy(quads + i, &bytes, sizeof bytes);
         }
         if (QUAD_BYTES == 4) {
             memcpy(out + group * GROUP, quads, GROUP);
@@ -63,10 +62,10 @@ void quantise_row(const float *from, int64_t depth, const LlmMatrix &matrix, con
             }
             memcpy(out + group * GROUP * 2, wide, GROUP * 2);
         }
-        if (matrix.kind == LLM_INT4) sums[group] = -8 * sum;
+        if (matrix.kind == LLM_INT4) sums[group] = -8 * total_int(sum);
         all_sum += sum;
     }
-    if (matrix.kind == LLM_INT8) sums[0] = -128 * all_sum;
+    if (matrix.kind == LLM_INT8) sums[0] = -128 * total_int(all_sum);
 }
 
 INLINE void narrow_row(const float *from, int64_t depth, char *to) {

@@ -17,6 +17,7 @@ typedef float vf __attribute__((vector_size(WIDTH * 4)));
 typedef int32_t vi __attribute__((vector_size(WIDTH * 4)));
 typedef uint32_t vu __attribute__((vector_size(WIDTH * 4)));
 typedef uint16_t vh __attribute__((vector_size(WIDTH * 2)));
+typedef int8_t vb __attribute__((vector_size(WIDTH)));
 
 INLINE vf load(const float *from) {
     vf value;
@@ -36,6 +37,11 @@ INLINE float total(vf value) {
     for (int half = WIDTH / 2; half; half /= 2)
         for (int i = 0; i < half; i++) parts[i] += parts[i + half];
     return parts[0];
+}
+INLINE int32_t total_int(vi value) {
+    int32_t sum = 0;
+    for (int i = 0; i < WIDTH; i++) sum += value[i];
+    return sum;
 }
 INLINE float greatest(vf value) {
     float parts[WIDTH];
