@@ -18,7 +18,7 @@ from llmservices.texts.segments import SegmentFile
 from .conftest import ROOT, System, find, strike
 
 TOKENIZER = ROOT / "services/llmservices/models/embedded"
-ROWS = 20_000
+ROWS = 8_000
 
 
 @pytest.fixture(scope="module")
