@@ -33,6 +33,7 @@ from llmproto.execution import (
 from llmproto.generation import Sampling
 from llmproto.metrics import Metrics
 from llmproto.threads import Committed
+from llmservices.executor.core import Engine
 from llmservices.executor.loader import Settings
 from llmservices.executor.service import Executor, in_a_thread
 
@@ -279,7 +280,7 @@ async def test_every_step_is_progress(desk: Desk) -> None:
 
 async def test_the_note_names_what_is_computed_and_nothing_afterwards(desk: Desk) -> None:
     engine = desk.executor._engine
-    assert engine is not None
+    assert isinstance(engine, Engine)
     noted: list[list[tuple[bytes, int]]] = []
     compute = engine._runner.compute
 
@@ -314,7 +315,7 @@ async def test_an_idle_step_thread_takes_no_time(desk: Desk) -> None:
 
 async def test_what_breaks_the_step_thread_breaks_the_process(desk: Desk) -> None:
     engine = desk.executor._engine
-    assert engine is not None
+    assert isinstance(engine, Engine)
     raised: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().set_exception_handler(
         lambda _, context: raised.set_result(context["exception"])
