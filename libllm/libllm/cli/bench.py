@@ -21,6 +21,7 @@ class What(StrEnum):
     SHAPE = "shape"
     DATA = "data"
     STORE = "store"
+    TRAIN = "train"
     SERVE = "serve"
     COMPARE = "compare"
     EMBED = "embed"
@@ -37,6 +38,7 @@ PROGRAMS: Final = {
     What.SHAPE: ("llmservices.models.shapes",),
     What.DATA: ("llmservices.data.bench",),
     What.STORE: ("llmservices.store.bench",),
+    What.TRAIN: ("llmservices.trainer.bench",),
     What.SERVE: ("libllm.bench.serve",),
     What.EMBED: ("libllm.bench.embed",),
     What.COMPARE: ("libllm.bench.compare",),
@@ -59,6 +61,7 @@ def bench(
             "core: the engine. shape NAME FOLDER: a random-weight model. "
             "data: tokens a second to a trainer, against the usual libraries. "
             "store: saving and loading a version, against one file of the same bytes. "
+            "train: steps against transformers.Trainer and nanoGPT. "
             "serve: a load on any OpenAI-compatible server, or on a system. compare: "
             "this system and other engines in turn. embed: embeddings against "
             "sentence-transformers."

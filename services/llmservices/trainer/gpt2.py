@@ -139,7 +139,7 @@ class Gpt2(Learner):
             if isinstance(module, nn.Embedding) or name == "lm_head":
                 weights[f"{name}.weight"] = cast(torch.Tensor, module.weight).detach()
             elif isinstance(module, nn.Linear):
-                weights[f"{name}.weight"] = module.weight.detach().t().contiguous()
+                weights[f"{name}.weight"] = module.weight.detach().t()
                 weights[f"{name}.bias"] = _bias(module.bias, module.out_features)
             elif isinstance(module, _Norm):
                 weights[f"{name}.weight"] = module.weight.detach()
