@@ -18,7 +18,6 @@ from libllm.port import Port
 from libllm.service import Handlers, Request, Service
 from llmproto import limits
 from llmproto.base import Message
-from llmproto.connection import Failed
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.jobs import (
     CheckpointCommitted,
@@ -107,18 +106,21 @@ class Trainer(Service):
         self._doing = ""
         self._said = ("", 0)
         self._flushing: asyncio.TimerHandle | None = None
-        self._is_saying = False
         """Reports are on their way; their mark is awaited."""
 
     def handlers(self) -> Handlers:
         """Every message that a trainer takes."""
-        return {JobRun: self.job_run, JobPace: self.job_pace}
+        return {JobRun: self.job_run, JobPace: self.job_pace, JobMark: self.job_mark}
 
     def holding(self) -> Holding:
         """The job, once it is known here; every micro-batch is progress."""
         if self._order is None:
             return Holding()
         return Holding(self._progress, [self._order.job], [self._order.attempt])
+
+    def welcomed(self) -> None:
+        """What was said may be lost."""
+        self._flush()
 
     async def drain(self) -> None:
         """SIGTERM: the kernel goes on from the last checkpoint; what was computed is said."""
@@ -152,16 +154,13 @@ class Trainer(Service):
             if pace.stop and self._order is None:
                 self._leave(pace.job)
 
-    def _marked(self, answer: Message) -> None:
+    def job_mark(self, mark: JobMark, request: Request) -> None:
         """Journaled."""
-        self._is_saying = False
-        if isinstance(answer, JobMark):
-            self._backlog.marked(answer.step)
-            if self._backlog.next():
-                self._flush_soon()
-        elif isinstance(answer, Failed):
-            # The attempt is over: another one does the work.
-            raise RemoteError(answer.kind, answer.detail)
+        if mark.attempt != self._settings.attempt:
+            return
+        self._backlog.marked(mark.step)
+        if self._backlog.next():
+            self._flush_soon()
 
     def _device(self) -> torch.device:
         name = self._settings.device
@@ -262,14 +261,15 @@ class Trainer(Service):
             self._flushing.cancel()
             self._flushing = None
         order = self._order
-        if order is None or order.rank or self._is_saying:
+        if order is None or order.rank:
             return
         reports, doing = self._backlog.next(), self._doing
         if reports or (doing, self._steps_total) != self._said:
             self._said = (doing, self._steps_total)
-            self._is_saying = True
             done = StepsDone(order.job, order.attempt, reports, self._steps_total, doing)
-            self._port.ask(done, self._marked)
+            self._port.send(done)
+        if reports:
+            self._flush_soon()  # said again until it is marked
 
     def _report(self) -> Metrics:
         return self._measures.report(self._settings.process, self._settings.attempt)
