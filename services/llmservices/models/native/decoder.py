@@ -81,6 +81,7 @@ class NativeDecoder:
         self.weight_bytes = packed_head.bytes + sum(packed.bytes for packed in packs)
         if self._embedding is not None:
             self.weight_bytes += self._embedding.nbytes
+        functions.llm_trim()
 
     @property
     def context_tokens(self) -> int:

@@ -112,6 +112,8 @@ class Functions(Protocol):
 
     def llm_prefer_large_pages(self, start: int, size: int, /) -> None: ...
 
+    def llm_trim(self) -> None: ...
+
 
 def open_library(path: Path = build.LIBRARY) -> Functions | str:
     """The library; where it cannot serve, why, in a few words."""
@@ -140,5 +142,7 @@ def open_library(path: Path = build.LIBRARY) -> Functions | str:
     library.llm_close.restype = None
     library.llm_prefer_large_pages.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     library.llm_prefer_large_pages.restype = None
+    library.llm_trim.argtypes = []
+    library.llm_trim.restype = None
     functions: Functions = library  # ctypes finds functions by name
     return functions

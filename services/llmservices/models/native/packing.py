@@ -23,6 +23,9 @@ from llmservices.models.native.library import (
 
 GROUP = 32
 """int4: depths that share a scale."""
+DIVISORS = (-8.0, -9.0, -8.5, -7.5, 7.5)
+"""int4: what the widest number of a group is divided by for the scales that are tried."""
+SLAB_NUMBERS = 1 << 17
 _STEPS = {torch.float32: 1, torch.bfloat16: 2, torch.uint8: 4}
 _KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.uint8: INT8}
 
@@ -83,10 +86,10 @@ def pack(
     weight = padded(weight_NK)
     columns, depth = weight.shape
     if precision == "int4":
-        return Packed(_int4(weight.float(), functions), INT4, columns, depth, None, bias)
+        return Packed(_int4(weight, functions), INT4, columns, depth, None, bias)
     scales = None
     if precision == "int8":
-        weight, scales = _int8(weight.float())
+        weight, scales = _int8(weight)
     data = _panels(weight, functions)
     return Packed(data, _KINDS[weight.dtype], columns, depth, scales, bias)
 
@@ -108,35 +111,55 @@ def _laid_out(parts: torch.Tensor, functions: Functions) -> torch.Tensor:
 def _int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Symmetric, one scale a column; stored with 128 added, since the processor multiplies
     unsigned by signed."""
-    scales = weight.abs().amax(1) / 127
-    divisors = torch.where(scales > 0, scales, 1.0)[:, None]
-    return ((weight / divisors).round() + 128).to(torch.uint8), scales.contiguous()
+    numbers = torch.empty(weight.shape, dtype=torch.uint8)
+    scales = torch.empty(len(weight))
+    for rows in _slabs(weight):
+        slab = weight[rows].float()
+        scales[rows] = slab.abs().amax(1) / 127
+        divisors = torch.where(scales[rows] > 0, scales[rows], 1.0)[:, None]
+        numbers[rows] = ((slab / divisors).round_() + 128).to(torch.uint8)
+    return numbers, scales
+
+
+def _slabs(weight: torch.Tensor) -> list[slice]:
+    """Rows by so many that what is computed of them stays in the core's cache."""
+    rows = max(1, SLAB_NUMBERS // weight.shape[1])
+    return [slice(start, start + rows) for start in range(0, len(weight), rows)]
 
 
 def quantise_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(numbers -8..7, half-precision scales) of groups of 32 along the depth.
+    """(numbers -8..7 of shape (N, groups, 32), scales) of groups of 32 along the depth; the scales
+    have half precision.
 
     The scale that puts the number of greatest magnitude at -8, as q4_0 of llama.cpp has it, is one
     of the candidates: the squared error is never above q4_0's.
     """
-    groups = weight.view(len(weight), -1, GROUP)
+    numbers = torch.empty(len(weight), weight.shape[1] // GROUP, GROUP, dtype=torch.int8)
+    scales = torch.empty(len(weight), weight.shape[1] // GROUP, 1)
+    for rows in _slabs(weight):
+        groups = weight[rows].float().view(-1, numbers.shape[1], GROUP)
+        scales[rows] = _best_scale(groups)
+        numbers[rows] = _numbers(groups, scales[rows]).to(torch.int8)
+    return numbers, scales
+
+
+def _best_scale(groups: torch.Tensor) -> torch.Tensor:
     at = groups.abs().argmax(-1, keepdim=True)
     widest = groups.gather(-1, at)
     best_scale = torch.zeros_like(widest)
     best_error = torch.full_like(widest, float("inf"))
-    for divisor in (-8.0, -9.2, -8.8, -8.4, -7.6, -7.2, 7.0, 7.4, 7.8, 8.2, 8.6):
+    for divisor in DIVISORS:
         scale = (widest / divisor).half().float()
         scale = _refined(groups, scale) if divisor != -8.0 else scale
         error = (groups - _numbers(groups, scale) * scale).square().sum(-1, keepdim=True)
-        better = error < best_error
-        best_scale = torch.where(better, scale, best_scale)
-        best_error = torch.where(better, error, best_error)
-    return _numbers(groups, best_scale), best_scale
+        best_scale = torch.where(error < best_error, scale, best_scale)
+        best_error = torch.minimum(error, best_error)
+    return best_scale
 
 
 def _numbers(groups: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     inverse = torch.where(scale != 0, 1.0 / scale, 0.0)
-    return (groups * inverse).round().clamp(-8, 7)
+    return (groups * inverse).round_().clamp_(-8, 7)
 
 
 def _refined(groups: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

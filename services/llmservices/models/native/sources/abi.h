@@ -97,6 +97,8 @@ LLM_API int32_t llm_step(LlmEngine *engine, const LlmPlan *plan);
 LLM_API void llm_close(LlmEngine *engine);
 // Asks for large pages under a buffer that is about to be filled.
 LLM_API void llm_prefer_large_pages(void *start, int64_t bytes);
+// Gives freed memory back to the system, where the allocator keeps it.
+LLM_API void llm_trim(void);
 
 #ifdef __cplusplus
 }

@@ -5,6 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 #include "engine.h"
 
@@ -178,5 +181,11 @@ void llm_prefer_large_pages(void *start, int64_t bytes) {
 #else
     (void)start;
     (void)bytes;
+#endif
+}
+
+void llm_trim(void) {
+#if defined(__GLIBC__)
+    malloc_trim(0);
 #endif
 }
