@@ -16,7 +16,7 @@ async def measure_rollback(repeat: int) -> Figures:
     """Two versions of the default model, swapped back and forth; nothing of the other one is
     loaded beforehand."""
     async with system(CONFIG) as (client, _, _):
-        await _deploy_two(client)
+        await deploy_two(client)
         taken: list[float] = []
         for _ in range(repeat):
             before = (await client.deployments())[0].previous
@@ -29,7 +29,8 @@ async def measure_rollback(repeat: int) -> Figures:
     return {"rollback_to_token_s": round(median(taken), 3), "worst_s": round(max(taken), 3)}
 
 
-async def _deploy_two(client: AsyncClient) -> None:
+async def deploy_two(client: AsyncClient) -> None:
+    """Two versions of the default model under one name, the second one serving."""
     folder = Path((await client.model()).path)
     with tempfile.TemporaryDirectory(prefix="llmos-") as beside:
         other = Path(beside) / "other"

@@ -16,6 +16,7 @@ class What(StrEnum):
     RECOVERY = "recovery"
     OVERHEAD = "overhead"
     ROLLBACK = "rollback"
+    BESIDE = "beside"
     KERNEL = "kernel"
     CORE = "core"
     SHAPE = "shape"
@@ -33,6 +34,7 @@ PROGRAMS: Final = {
     What.RECOVERY: ("libllm.bench", "recovery"),
     What.OVERHEAD: ("libllm.bench", "overhead"),
     What.ROLLBACK: ("libllm.bench", "rollback"),
+    What.BESIDE: ("libllm.bench", "beside"),
     What.KERNEL: ("llmkernel.bench",),
     What.CORE: ("llmservices.executor.bench",),
     What.SHAPE: ("llmservices.models.shapes",),
@@ -57,7 +59,8 @@ def bench(
         typer.Argument(
             help="boot: boot, rest, memory. cpu: processor time a token. recovery: SIGKILL to the "
             "next token. overhead: a system against its engine alone (--folder). rollback: command "
-            "to the other version's first token. kernel: the kernel's core. "
+            "to the other version's first token. beside: what training and serving cost each "
+            "other. kernel: the kernel's core. "
             "core: the engine. shape NAME FOLDER: a random-weight model. "
             "data: tokens a second to a trainer, against the usual libraries. "
             "store: saving and loading a version, against one file of the same bytes. "
