@@ -58,9 +58,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="llmservices.executor.alone", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--weights", choices=("auto", "int8", "int4"), default="auto")
+    parser.add_argument("--step", choices=("auto", "torch"), default="auto")
     parser.add_argument("--mode", choices=("fast", "exact"), default="fast")
     said = parser.parse_args()
-    config = ExecutorConfig(mode=said.mode, threads=said.threads)
+    config = ExecutorConfig(
+        mode=said.mode, threads=said.threads, weights=said.weights, step=said.step
+    )
     settings = Settings(
         model="alone",
         path=said.folder,

@@ -17,7 +17,7 @@ HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCAB, CONTEXT = 48, 76, 2, 6,
 
 @pytest.fixture(scope="session")
 def functions() -> Functions:
-    """The native library, built where it is not."""
+    """The native library."""
     return functions_or_skip()
 
 

@@ -1,9 +1,5 @@
 """Small random decoders of many shapes, made anew at each call: the native step takes weights."""
 
-import fcntl
-import shutil
-from pathlib import Path
-
 import msgspec
 import pytest
 import torch
@@ -108,21 +104,12 @@ def rounded(weight: torch.Tensor, precision: str) -> torch.Tensor:
 
 
 def functions_or_skip() -> Functions:
-    """The library, built where it is not; skipped where it cannot be."""
-    try:
-        build.compiler()
-    except build.BuildError as error:
-        pytest.skip(str(error))
-    with Path(build.HERE / "sources" / "abi.h").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one test process builds
-        if isinstance(open_library(), str):
-            build.build()
-            # A library that is loaded already stays what it was under its name.
-            fresh = build.LIBRARY.with_name("libllmnative-fresh.so")
-            shutil.copy(build.LIBRARY, fresh)
-            found = open_library(fresh)
-            fresh.unlink()
-        else:
-            found = open_library()
-    assert not isinstance(found, str), found
+    """The library that the installation has built. Tests do not compile: it takes half a minute of
+    a core."""
+    found = open_library()
+    if isinstance(found, str):
+        message = f"{found}: python -m llmservices.models.native.build"
+        if build.LIBRARY.exists():
+            pytest.fail(message)
+        pytest.skip(message)
     return found
