@@ -90,6 +90,8 @@ class Save(Message, frozen=True):
     layout: Path | None = None
     files: Annotated[list[Name], Meta(max_length=limits.BLOBS_MAX)] = []
     """Names of the small files."""
+    paths: Annotated[dict[Name, Path], Meta(max_length=limits.BLOBS_MAX)] = {}
+    """More files, those that no message holds: where each stands until this is answered."""
     inherit: Digest | None = None
     """Take every file that is not given here from this version (tokenizer, configuration; for an
     adapter the base's weights)."""

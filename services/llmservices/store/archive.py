@@ -21,7 +21,7 @@ from libllm import logs
 from llmservices.models.tasks import MODULES, task_of
 from llmservices.store import core
 from llmservices.store.disk import Disk
-from llmservices.store.importing import opened, read_folder
+from llmservices.store.importing import opened, read_folder, read_small
 from llmservices.store.index import Entry, Index
 from llmservices.store.notes import Notes
 from llmservices.store.rows import resolve
@@ -107,6 +107,7 @@ class Archive:
                 save,
                 groups,
                 blobs,
+                read={name: _read_beside(Path(path)) for name, path in save.paths.items()},
                 buffer_bytes=0 if buffer is None else os.fstat(buffer).st_size,
                 inherited=inherited,
                 known=self._known,
@@ -314,6 +315,12 @@ def _open_buffer(path: Path) -> int:
         raise RemoteError(
             ErrorKind.STALE, f"buffer {path} cannot be read: {error.strerror or error}"
         ) from None
+
+
+def _read_beside(path: Path) -> bytes:
+    if not path.is_file():
+        raise RemoteError(ErrorKind.STALE, f"{path} is no file: it must stay until the answer")
+    return read_small(path)
 
 
 def _read_layout(path: Path) -> list[TensorGroup]:

@@ -86,18 +86,20 @@ def draft(
     groups: Sequence[TensorGroup],
     blobs: Sequence[bytes],
     *,
+    read: Mapping[str, bytes],
     buffer_bytes: int,
     inherited: Manifest | None,
     known: Known,
 ) -> Draft:
     """A save, checked: INVALID for what contradicts itself, STALE for a tensor that is not there
-    any more."""
+    any more.  `read` is what stands at its paths."""
     check_name(save.name)
     if len(blobs) != len(save.files):
         raise invalid(f"{len(save.files)} files are named, {len(blobs)} blobs came")
     files = {check_file_name(name): blob for name, blob in zip(save.files, blobs)}
+    files |= {check_file_name(name): content for name, content in read.items()}
     planned = [_group(group, buffer_bytes, known) for group in groups]
-    names = [*save.files, *(group.file for group in planned)]
+    names = [*save.files, *read, *(group.file for group in planned)]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise invalid(f"{twice} is given twice")

@@ -216,13 +216,14 @@ def _small_files(folder: Path, inner: list[str]) -> dict[str, bytes]:
             skipped = path.name.startswith(".") or path.suffix in OTHER_WEIGHTS or name in left_out
             if skipped or not path.is_file():
                 continue
-            found[check_file_name(name)] = _read_small(path)
+            found[check_file_name(name)] = read_small(path)
             if len(found) > FILES_MAX:
                 raise invalid(f"{folder} has more than {FILES_MAX} files")
     return found
 
 
-def _read_small(path: Path) -> bytes:
+def read_small(path: Path) -> bytes:
+    """A file beside the weights, whole; INVALID where it is too large, or cannot be read."""
     try:
         count = path.stat().st_size
         if count > FILE_BYTES_MAX:

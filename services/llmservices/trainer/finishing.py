@@ -21,7 +21,7 @@ from llmproto.versions import (
 
 from llmservices.trainer import state
 from llmservices.trainer.core import Progress, Training
-from llmservices.trainer.savebuffer import Groups, Written
+from llmservices.trainer.savebuffer import Groups, SaveBuffer, Written
 from llmservices.trainer.setup import Setup
 from llmservices.trainer.source import Asking
 
@@ -38,11 +38,11 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
 
 def checkpoint(
-    job: bytes, name: str, ready: Setup, found: state.State, written: Written
+    job: bytes, name: str, ready: Setup, found: state.State, written: Written, buffer: SaveBuffer
 ) -> Checkpoint:
     """Of the state that stands in the buffer."""
     progress = found.progress
-    files = ready.files | {state.STATE: state.encode(found)}
+    small, paths = buffer.beside(ready.files | {state.STATE: state.encode(found)})
     return Checkpoint(
         Save(
             name=name,
@@ -50,11 +50,13 @@ def checkpoint(
             buffer=written.buffer,
             groups=written.groups,
             layout=written.layout,
-            files=list(files),
+            files=list(small),
+            paths=paths,
             inherit=ready.base,
             lineage=lineage(job, ready, progress),
+            keep=ready.recipe.training.keep_checkpoints,
         ),
-        tuple(files.values()),
+        tuple(small.values()),
         progress.step,
         progress.position,
     )
@@ -102,10 +104,12 @@ def publish(
     recipe: Recipe,
     ready: Setup,
     written: Written,
+    buffer: SaveBuffer,
     progress: Progress,
     metrics: dict[str, float],
 ) -> tuple[Digest, str]:
     """Make the version, set its tags, deploy it; gives what people should know of that."""
+    small, paths = buffer.beside(ready.files)
     saved = bus.ask(
         Save(
             name=recipe.name,
@@ -113,14 +117,15 @@ def publish(
             buffer=written.buffer,
             groups=written.groups,
             layout=written.layout,
-            files=list(ready.files),
+            files=list(small),
+            paths=paths,
             inherit=ready.base,
             lineage=lineage(job, ready, progress),
             metrics=metrics,
         ),
         Saved,
         target="store",
-        blobs=tuple(ready.files.values()),
+        blobs=tuple(small.values()),
     )
     reference = f"@{saved.version.hex()}"
     for tag in recipe.finish.tags:

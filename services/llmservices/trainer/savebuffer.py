@@ -1,11 +1,15 @@
 """The memory that a checkpoint is copied into; the store takes it from there during training.
 
-Invariant: between `write` and `release` nothing changes in it.  Its pages are touched when it is
-made, so that a copy costs what memory costs and no page fault.
+Invariant: between one `write` and the next nothing changes in it.  Its pages are touched when it
+is made, so that a copy costs what memory costs and no page fault.  The file is locked by its
+process: one that nobody has locked is the leftover of a killed one.
 """
 
+import contextlib
+import fcntl
 import mmap
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +20,9 @@ from llmproto.versions import TensorGroup, TensorPlace
 ALIGNMENT: Final = 64
 LAYOUT_BYTES_MAX: Final = 256 << 10
 """A longer description goes through a file: a message holds 1 MiB."""
+FILES_BYTES_MAX: Final = 128 << 10
+"""Small files go in a message up to this, all of them together."""
+PREFIX: Final = "llmos-save-"
 
 NAMES: Final = {
     torch.float32: "F32",
@@ -60,13 +67,17 @@ class SaveBuffer:
         """Raises OSError where there is no room for it."""
         self.path = path
         self.length = max(length, mmap.PAGESIZE)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._beside: dict[Path, bytes] = {}
         try:
-            os.posix_fallocate(file, 0, self.length)
-            self._map = mmap.mmap(file, self.length)
-        finally:
-            os.close(file)
-        self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.posix_fallocate(self._file, 0, self.length)
+            whole = mmap.mmap(self._file, self.length)
+        except OSError:
+            os.close(self._file)
+            path.unlink()
+            raise
+        self._bytes = torch.frombuffer(whole, dtype=torch.uint8)
         self._bytes.zero_()
 
     def write(self, groups: Groups) -> Written:
@@ -87,9 +98,27 @@ class SaveBuffer:
         encoded = msgspec.msgpack.encode(said)
         if len(encoded) <= LAYOUT_BYTES_MAX:
             return Written(str(self.path), said, None, offset)
-        layout = self.path.with_suffix(".layout")
-        layout.write_bytes(encoded)
-        return Written(str(self.path), [], str(layout), offset)
+        return Written(str(self.path), [], self._put("layout", encoded), offset)
+
+    def beside(self, files: Mapping[str, bytes]) -> tuple[dict[str, bytes], dict[str, str]]:
+        """Those that fit into a message, and where the others stand."""
+        small: dict[str, bytes] = {}
+        paths: dict[str, str] = {}
+        room = FILES_BYTES_MAX
+        for name, content in files.items():
+            if len(content) <= room:
+                small[name] = content
+                room -= len(content)
+            else:
+                paths[name] = self._put(f"file{len(paths)}", content)
+        return small, paths
+
+    def _put(self, suffix: str, content: bytes) -> str:
+        path = self.path.with_suffix(f".{suffix}")
+        if self._beside.get(path) != content:
+            path.write_bytes(content)
+            self._beside[path] = content
+        return str(path)
 
     def read(self, groups: Groups) -> None:
         """The inverse, into tensors of the same names, shapes and order."""
@@ -106,8 +135,28 @@ class SaveBuffer:
     def close(self) -> None:
         """Give the memory back."""
         del self._bytes
-        self.path.unlink(missing_ok=True)
-        self.path.with_suffix(".layout").unlink(missing_ok=True)
+        self.unlink()
+        os.close(self._file)
+
+    def unlink(self) -> None:
+        """No name is left of it; the memory stays until it is closed, or the process ends."""
+        for path in (self.path, *self._beside):
+            path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the buffers of killed processes."""
+    for path in folder.glob(f"{PREFIX}*"):
+        if path.suffix:
+            continue
+        with contextlib.suppress(OSError):  # somebody else's, or removed by another one
+            file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for each in (*folder.glob(f"{path.name}.*"), path):
+                    each.unlink()
+            finally:
+                os.close(file)
 
 
 def folder_for(length: int, run: Path) -> Path:

@@ -101,6 +101,7 @@ class Trainer(Service):
         self._reporter = Reporter(port, self._report)
         self._logger = logs.configure(settings.process)
         self._order: Order | None = None
+        self._work: Work | None = None
         self._progress = 0
         self._steps_total = 0
         self._doing = ""
@@ -126,6 +127,8 @@ class Trainer(Service):
         """SIGTERM: the kernel goes on from the last checkpoint; what was computed is said."""
         self._flush()
         self._reporter.stop()
+        if self._work is not None:
+            self._work.abandon()
 
     # --- orders -----------------------------------------------------------------------------------
 
@@ -144,8 +147,8 @@ class Trainer(Service):
         self._reporter.start()
         self._port.working("preparing", budget_ms=limits.WORKING_MS_MAX)
         bus = LoopBus(self)
-        work = Work(self._order, place, bus, self._pace)
-        threading.Thread(target=self._run, args=(work,), name="steps", daemon=True).start()
+        self._work = Work(self._order, place, bus, self._pace)
+        threading.Thread(target=self._run, args=(self._work,), name="steps", daemon=True).start()
 
     def job_pace(self, pace: JobPace, request: Request) -> None:
         """Slower, faster, or away."""

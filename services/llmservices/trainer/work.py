@@ -6,6 +6,7 @@ the store has said that it is whole.
 """
 
 import importlib
+import secrets
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -23,7 +24,7 @@ from llmservices.trainer import finishing, numerics, setup, state
 from llmservices.trainer.core import ROLLBACKS_MAX, Diverged, Training
 from llmservices.trainer.pace import Pace
 from llmservices.trainer.ranks import Alone, Ranks, Together
-from llmservices.trainer.savebuffer import SaveBuffer, bytes_of, folder_for
+from llmservices.trainer.savebuffer import PREFIX, SaveBuffer, bytes_of, folder_for, sweep
 from llmservices.trainer.setup import Setup
 from llmservices.trainer.source import Asking
 from llmservices.trainer.validation import validate
@@ -195,6 +196,10 @@ class Work:
                 self._stop(training, ready)
             stops = self._step(training, ready)
             step = training.progress.step
+            if step == first + 1 and self._order.rank == 0:
+                # The optimiser's state is there from now on: memory is touched once, not during
+                # the first checkpoint.
+                self._room(bytes_of(state.checkpoint_tensors(training, self._losses)), ready)
             if self._every is None and step - first == MEASURED_STEPS:
                 step_s = (time.monotonic() - began_s) / MEASURED_STEPS
                 self._every = min(CHECKPOINT_STEPS_MAX, max(1, round(CHECKPOINT_S / step_s)))
@@ -306,14 +311,8 @@ class Work:
             return
         self._settle()
         groups = state.checkpoint_tensors(training, self._losses)
-        length = bytes_of(groups)
-        if self._buffer is None or self._buffer.length < length:
-            if self._buffer is not None:
-                self._buffer.close()
-            room = length + 8 * len(state.COLUMNS) * (ready.steps_total + 8)
-            name = f"llmos-{self._order.job.hex()}-{self._order.attempt}"
-            self._buffer = SaveBuffer(folder_for(room, self._place.run) / name, room)
-        written = self._buffer.write(groups)
+        buffer = self._room(bytes_of(groups), ready)
+        written = buffer.write(groups)
         found = state.State(
             progress=msgspec.structs.replace(training.progress),
             contract=self._contract,
@@ -324,8 +323,23 @@ class Work:
             validations=self._validations,
         )
         self._saving = self._bus.save(
-            finishing.checkpoint(self._order.job, self._order.name, ready, found, written)
+            finishing.checkpoint(self._order.job, self._order.name, ready, found, written, buffer)
         )
+
+    def _room(self, length: int, ready: Setup) -> SaveBuffer:
+        """The buffer, as long as this at least; made anew only where it is too short."""
+        if self._buffer is not None and self._buffer.length >= length:
+            return self._buffer
+        if self._buffer is not None:
+            self._buffer.close()
+            self._buffer = None
+        # The file of losses grows with every step.
+        length += 8 * len(state.COLUMNS) * (ready.steps_total + 8)
+        folder = folder_for(length, self._place.run)
+        sweep(folder)
+        name = f"{PREFIX}{self._order.job.hex()}-{secrets.token_hex(4)}"
+        self._buffer = SaveBuffer(folder / name, length)
+        return self._buffer
 
     def _settle(self) -> None:
         """Wait for the save that is on its way."""
@@ -355,18 +369,14 @@ class Work:
         self._bus.doing("publishing")
         metrics = self._final_metrics(training)
         groups = finishing.model_tensors(training, ready, self._losses)
-        room = bytes_of(groups)
-        if self._buffer is None or self._buffer.length < room:
-            if self._buffer is not None:
-                self._buffer.close()
-            name = f"llmos-{self._order.job.hex()}-{self._order.attempt}"
-            self._buffer = SaveBuffer(folder_for(room, self._place.run) / name, room)
+        buffer = self._room(bytes_of(groups), ready)
         version, detail = finishing.publish(
             self._bus,
             self._order.job,
             self._order.recipe,
             ready,
-            self._buffer.write(groups),
+            buffer.write(groups),
+            buffer,
             training.progress,
             metrics,
         )
@@ -382,6 +392,12 @@ class Work:
             ("validation_loss" if key == "loss" else key): v for key, v in (last or {}).items()
         }
         return {"train_loss": losses[-1]} | named if losses else named
+
+    def abandon(self) -> None:
+        """The process ends, on whatever thread this is said: nothing of it may stay."""
+        buffer = self._buffer
+        if buffer is not None:
+            buffer.unlink()
 
     def close(self) -> None:
         """Give back what outlives a process."""

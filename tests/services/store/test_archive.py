@@ -52,6 +52,19 @@ def test_a_save_is_read_back_bit_for_bit(archive: Archive, tmp_path: Path) -> No
     )
 
 
+def test_files_at_paths_are_taken_from_there(archive: Archive, tmp_path: Path) -> None:
+    large = bytes(range(256)) * 8192
+    (tmp_path / "beside").write_bytes(large)
+    save = save_of(tmp_path / "b", {"model.safetensors": random_tensors(0, 7)})
+    save = msgspec.structs.replace(save, paths={"tokenizer.json": str(tmp_path / "beside")})
+    folder = folder_of(archive.root, archive.save(save, [CONFIG]).version)
+    assert (folder / "tokenizer.json").read_bytes() == large
+    (tmp_path / "beside").unlink()
+    with pytest.raises(RemoteError, match="beside is no file") as caught:
+        archive.save(save, [CONFIG])
+    assert caught.value.kind is ErrorKind.STALE
+
+
 def test_the_same_save_again_is_the_same_version(archive: Archive, tmp_path: Path) -> None:
     first = small_save(archive, tmp_path / "b", 1)
     again = small_save(Archive(archive.root), tmp_path / "b", 1)

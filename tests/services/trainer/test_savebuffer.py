@@ -48,3 +48,26 @@ def test_a_long_layout_goes_through_a_file(tmp_path: Path, monkeypatch: pytest.M
     assert written.groups == [] and written.layout is not None
     found = msgspec.msgpack.decode(Path(written.layout).read_bytes(), type=list[TensorGroup])
     assert found == short.groups
+
+
+def test_files_that_no_message_holds_stand_beside_it(tmp_path: Path) -> None:
+    buffer = SaveBuffer(tmp_path / "buffer", 1)
+    large = b"x" * (savebuffer.FILES_BYTES_MAX + 1)
+    files = {"a": b"a", "tokenizer.json": large, "b": large[2:], "c": b"cc"}
+    small, paths = buffer.beside(files)
+    assert list(small) == ["a", "b"] and list(paths) == ["tokenizer.json", "c"]
+    assert Path(paths["tokenizer.json"]).read_bytes() == large
+    buffer.beside({"tokenizer.json": b"y" + large})
+    assert Path(paths["tokenizer.json"]).read_bytes() == b"y" + large
+    buffer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
+    living = SaveBuffer(tmp_path / f"{savebuffer.PREFIX}living", 1)
+    (tmp_path / f"{savebuffer.PREFIX}killed").write_bytes(b"1")
+    (tmp_path / f"{savebuffer.PREFIX}killed.layout").write_bytes(b"1")
+    (tmp_path / "another").write_bytes(b"1")
+    savebuffer.sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {living.path.name, "another"}
+    living.close()

@@ -38,6 +38,7 @@ from llmproto.versions import (
     VersionRow,
 )
 from llmservices.store.archive import Archive
+from llmservices.trainer import work
 from llmservices.trainer.finishing import Checkpoint
 from llmservices.trainer.pace import Pace
 from llmservices.trainer.work import Order, Place, Result, Stopped, Work
@@ -50,8 +51,27 @@ SEGMENT_BATCHES = 4
 MessageT = TypeVar("MessageT", bound=Message)
 
 
+@pytest.fixture(autouse=True)
+def buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left in shared memory by those that are killed."""
+    monkeypatch.setattr(work, "folder_for", lambda length, run: run)
+
+
 class Death(BaseException):
     """The process is killed."""
+
+
+class Asked(Future[Digest]):
+    """An answer that counts as come when it has been waited for."""
+
+    def __init__(self, version: Digest) -> None:
+        super().__init__()
+        self.is_waited_for = False
+        self.set_result(version)
+
+    def result(self, timeout: float | None = None) -> Digest:
+        self.is_waited_for = True
+        return super().result(timeout)
 
 
 class World:
@@ -63,12 +83,15 @@ class World:
         self.reports: list[StepReport] = []
         self.said: list[str] = []
         self.committed: tuple[Digest, int] | None = None
+        self.asked: Asked | None = None
         self.saves: list[Save] = []
+        self.blobs: list[tuple[bytes, ...]] = []
         self.tags: list[TagSet] = []
         self.dies_at: int | None = None
         self.poison: int | None = None
         """A batch whose labels are so that the loss explodes."""
         self.moves = 0
+        self.tokenizer = b"{}"
         self.batches = 6
 
     # --- the bus ----------------------------------------------------------------------------------
@@ -90,7 +113,7 @@ class World:
             case TokenizerMake():
                 made = Path(message.output)
                 made.mkdir(exist_ok=True)
-                (made / "tokenizer.json").write_text("{}")
+                (made / "tokenizer.json").write_bytes(self.tokenizer)
                 return TokenizerMade(str(made), VOCABULARY, 0, 1)
             case Prepare():
                 self.prepare = message
@@ -102,6 +125,7 @@ class World:
             case Import():
                 return self.archive.import_folder(Path(message.path), message.name, None)
             case Save():
+                assert message.kind is VersionKind.MODEL
                 return self.save_now(message, blobs)
             case TagSet():
                 self.tags.append(message)
@@ -121,14 +145,15 @@ class World:
         self.moves += 1
 
     def save(self, checkpoint: Checkpoint) -> "Future[Digest]":
-        future: Future[Digest] = Future()
         saved = self.save_now(checkpoint.save, checkpoint.blobs)
         self.committed = (saved.version, checkpoint.step)
-        future.set_result(saved.version)
-        return future
+        self.asked = Asked(saved.version)
+        return self.asked
 
     def save_now(self, save: Save, blobs: tuple[bytes, ...]) -> Saved:
+        assert self.asked is None or self.asked.is_waited_for, "two saves at once"
         self.saves.append(save)
+        self.blobs.append(blobs)
         return self.archive.save(save, blobs)
 
     # --- the store --------------------------------------------------------------------------------
@@ -196,6 +221,7 @@ class World:
 
     def work(self, recipe: Recipe, *, attempt: int = 1, pace: Pace | None = None) -> Work:
         """The next attempt, from what is committed."""
+        self.asked = None
         step = self.committed[1] if self.committed else 0
         order = Order(
             job=bytes(8),
@@ -395,6 +421,24 @@ def test_every_loss_stands_in_the_version(world: World) -> None:
     columns = read_tensors(world.path(version), "losses.safetensors")
     assert columns["loss"].tolist() == [report.loss for report in world.reports]
     assert columns["step"].tolist() == list(range(1, 7))
+
+
+def test_a_tokenizer_that_no_message_holds_goes_with_every_version(world: World) -> None:
+    world.tokenizer = b'"' + b"x" * (2 << 20) + b'"'
+    version = world.run(pretraining()).version
+    assert version is not None
+    sizes = [sum(map(len, blobs)) for blobs in world.blobs]
+    assert len(sizes) == 3 and max(sizes) < 256 << 10
+    for digest in (version, world.committed and world.committed[0]):
+        assert digest is not None
+        assert (world.path(digest) / "tokenizer.json").read_bytes() == world.tokenizer
+    assert not list(world.folder.glob("llmos-save-*"))
+
+
+def test_the_store_is_told_how_many_checkpoints_stay(world: World) -> None:
+    world.run(pretraining(keep_checkpoints=3))
+    kept = [save.keep for save in world.saves if save.kind is VersionKind.CHECKPOINT]
+    assert kept == [3, 3]
 
 
 def diverging(**changes: object) -> Recipe:
