@@ -88,7 +88,9 @@ def test_looking(served: System) -> None:
         assert {"pid", "state", "incarnation", "lease", "uptime_ms"} <= set(row)
     status = document(served, "status")
     assert status["ready"] and status["http"].startswith("http://127.0.0.1:")
-    assert [row["model"]["name"] for row in document(served, "models")] == [MODEL]
+    shelf = document(served, "models")
+    assert [row["model"]["name"] for row in shelf["models"]] == [MODEL]
+    assert [shelf["deployments"], shelf["versions"]] == [[], []]
     assert document(served, "threads") == []
     assert document(served, "keys", "list") == []
     again = document(served, "up")
