@@ -31,6 +31,9 @@ KEY_BYTES: Final = 16
 class Checkpoint(msgspec.Struct, frozen=True):
     """A save, and what the kernel is told when it is durable."""
 
+    buffer: SaveBuffer
+    """To be settled first."""
+
     save: Save
     blobs: tuple[bytes, ...]
     step: int
@@ -44,6 +47,7 @@ def checkpoint(
     progress = found.progress
     small, paths = buffer.beside(ready.files | {state.STATE: state.encode(found)})
     return Checkpoint(
+        buffer,
         Save(
             name=name,
             kind=VersionKind.CHECKPOINT,
@@ -109,6 +113,7 @@ def publish(
     metrics: dict[str, float],
 ) -> tuple[Digest, str]:
     """Make the version, set its tags, deploy it; gives what people should know of that."""
+    buffer.settle()
     small, paths = buffer.beside(ready.files)
     saved = bus.ask(
         Save(

@@ -325,6 +325,7 @@ class LoopBus:
             trainer = self._trainer
             order = trainer._order
             assert order is not None
+            await asyncio.to_thread(checkpoint.buffer.settle)
             reply = await self._port.exchange(
                 checkpoint.save, Saved, target="store", blobs=checkpoint.blobs
             )

@@ -41,6 +41,34 @@ def test_what_is_written_is_where_it_is_said_to_be(tmp_path: Path) -> None:
     assert not (tmp_path / "buffer").exists()
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_share_the_copy_and_matrices_are_turned_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(savebuffer, "PIECE_BYTES", 100)
+    drawn = torch.arange(6000, dtype=torch.float32)
+    tensors = {
+        "turned": drawn.reshape(60, 100).t(),
+        "half": drawn.reshape(100, 60).bfloat16().t(),
+        "strided": drawn.reshape(2, 3000)[:, ::2],
+        "whole": drawn,
+        "number": torch.tensor(7),
+        "column": torch.ones(1, 5, dtype=torch.float64)[:, 0],
+        "switches": drawn > 100,
+    }
+    groups = {"model.safetensors": tensors}
+    buffer = SaveBuffer(tmp_path / "buffer", bytes_of(groups))
+    for _ in range(2):
+        (group,) = buffer.write(groups).groups
+        buffer.settle()
+        found = {name: torch.zeros(each.shape, dtype=each.dtype) for name, each in tensors.items()}
+        buffer.read({"model.safetensors": found})
+        assert all(torch.equal(found[name], each) for name, each in tensors.items())
+    assert [place.shape for place in group.tensors[:3]] == [[100, 60], [60, 100], [2, 1500]]
+    buffer.close()
+
+
 def test_a_long_layout_goes_through_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = SaveBuffer(tmp_path / "short", bytes_of(GROUPS)).write(GROUPS)
     monkeypatch.setattr(savebuffer, "LAYOUT_BYTES_MAX", 10)

@@ -145,6 +145,7 @@ class World:
         self.moves += 1
 
     def save(self, checkpoint: Checkpoint) -> "Future[Digest]":
+        checkpoint.buffer.settle()
         saved = self.save_now(checkpoint.save, checkpoint.blobs)
         self.committed = (saved.version, checkpoint.step)
         self.asked = Asked(saved.version)
