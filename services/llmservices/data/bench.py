@@ -8,7 +8,6 @@ another process; `--epochs` epochs.
 
 import argparse
 import concurrent.futures
-import gzip
 import json
 import os
 import statistics
@@ -27,6 +26,7 @@ from llmproto.recipes import DataRecipe
 from llmservices.data.cache import Cache
 from llmservices.data.plans import Maker
 from llmservices.data.segments import make_segment
+from llmservices.models import embedded_corpus
 from llmservices.texts.segments import NOTHING, Batch, SegmentFile, matrix
 
 EMBEDDED: Final = files("llmservices.models")
@@ -36,8 +36,8 @@ CONTEXT: Final = 1 << 20
 
 def write_data(path: Path, rows: int) -> None:
     """Paragraphs of the embedded model's corpus, numbered where they come again."""
-    corpus = gzip.decompress((EMBEDDED / "embedded_corpus.txt.gz").read_bytes()).decode()
-    paragraphs = [text for text in corpus.split("\n\n") if len(text) > 40]
+    documents = embedded_corpus.read()
+    paragraphs = [text for each in documents for text in each.text.split("\n\n") if len(text) > 40]
     with path.open("w", encoding="utf-8") as file:
         for row in range(rows):
             turn, place = divmod(row, len(paragraphs))

@@ -1,20 +1,26 @@
 """The text that the embedded model learns from, as documents and as questions with answers.
 
-Owns the file format of `embedded_corpus.txt.gz` and everything made from it mechanically.
-Invariant: the same file and the same seed give the same samples in the same order, and a document
-that `held_out` names is in no sample.  Never reads anything but that one file.
+Owns the content of `embedded_corpus.jsonl.gz` (what is learned) and `embedded_held_out.jsonl.gz`
+(what measures), which the data service reads as plain text, and everything made from documents
+mechanically.  Invariant: the same documents and the same seed give the same samples in the same
+order, and a document that `held_out` names is in no sample.  Never reads anything but these files.
 """
 
 import gzip
 import random
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-CORPUS_PATH = Path(__file__).parent / "embedded_corpus.txt.gz"
-HEADER = "%% "
-"""Begins the line before each document: kind, then name."""
+CORPUS_PATH = Path(__file__).parent / "embedded_corpus.jsonl.gz"
+HELD_OUT_PATH = Path(__file__).parent / "embedded_held_out.jsonl.gz"
+SEED = 20_000
+GREETINGS_COUNT = 160
+"""Among about 13,000 samples."""
+CHAT = "chat"
+PART = "part"
 
 HELD_OUT_ONE_IN = 50
 ANSWER_CHARS_MAX = 420
@@ -107,25 +113,55 @@ Sample = str | tuple[Turn, ...]
 """A plain text, or a chat."""
 
 
-def parse(corpus: str) -> list[Document]:
-    """The documents of a corpus file's text, in the file's order."""
-    documents = []
-    for part in ("\n" + corpus).split("\n" + HEADER)[1:]:
-        head, _, text = part.partition("\n")
-        kind, _, name = head.partition(" ")
-        documents.append(Document(kind=kind, name=name, text=text.strip("\n")))
-    return documents
+class Row(msgspec.Struct, frozen=True):
+    """One line of a corpus file."""
+
+    text: str
+    """What the tokenizer reads; it puts <|bos|> before it and <|end|> after it."""
+    kind: str
+    """Of a whole document its own; else CHAT, or PART of a document."""
+    name: str
 
 
-def render(documents: list[Document]) -> str:
-    """The inverse of `parse`."""
-    return "".join(f"{HEADER}{each.kind} {each.name}\n{each.text}\n\n" for each in documents)
+def rows(documents: list[Document]) -> Iterator[Row]:
+    """What is learned: greetings, then each document that is not held out, and its samples."""
+    chance = random.Random(SEED)
+    for _ in range(GREETINGS_COUNT):
+        yield Row(inner_text(_greeting(chance)), CHAT, "")
+    for document in documents:
+        if held_out(document):
+            continue
+        yield Row(document.text, document.kind, document.name)
+        for sample in _samples(document, chance):
+            if isinstance(sample, tuple):
+                yield Row(inner_text(sample), CHAT, document.name)
+            elif sample != document.text:
+                yield Row(sample, PART, document.name)
 
 
-def read(path: Path = CORPUS_PATH) -> list[Document]:
-    """The committed corpus."""
-    with gzip.open(path, "rt", encoding="utf-8") as stream:
-        return parse(stream.read())
+def inner_text(turns: tuple[Turn, ...]) -> str:
+    """What the chat template writes of a finished chat between its first and its last token."""
+    return "<|end|>".join(f"<|{turn.role}|>{turn.content}" for turn in turns)
+
+
+def write(documents: list[Document]) -> None:
+    """Both files; the gzip header carries no time, so equal text gives equal bytes."""
+    kept = (Row(each.text, each.kind, each.name) for each in documents if held_out(each))
+    for path, lines in ((CORPUS_PATH, rows(documents)), (HELD_OUT_PATH, kept)):
+        content = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+        path.write_bytes(gzip.compress(content, 9, mtime=0))
+
+
+def read_rows(path: Path = CORPUS_PATH) -> list[Row]:
+    """The lines of a file."""
+    with gzip.open(path) as stream:
+        return [msgspec.json.decode(line, type=Row) for line in stream]
+
+
+def read() -> list[Document]:
+    """All whole documents of the committed corpus, those that are learned first."""
+    both = (*read_rows(CORPUS_PATH), *read_rows(HELD_OUT_PATH))
+    return [Document(each.kind, each.name, each.text) for each in both if each.kind in QUESTIONS]
 
 
 def held_out(document: Document) -> bool:
@@ -188,19 +224,22 @@ def _chat(document: Document, said: str, names: list[str], chance: random.Random
     return turns
 
 
+def _samples(document: Document, chance: random.Random) -> Iterator[Sample]:
+    yield _plain(document, chance)
+    if document.kind == "topic":
+        yield document.text
+    names, said = _asked_names(document), answer(document)
+    if names and said:
+        # What people ask for most is known by several words, and learnt once for each.
+        yield from (_chat(document, said, [name], chance) for name in names)
+
+
 def epoch(documents: list[Document], *, seed: int, greetings: int) -> list[Sample]:
     """One pass over the documents that are not held out, each as text and, if it can, as a chat."""
     chance = random.Random(seed)
     samples: list[Sample] = [_greeting(chance) for _ in range(greetings)]
     for document in documents:
-        if held_out(document):
-            continue
-        samples.append(_plain(document, chance))
-        if document.kind == "topic":
-            samples.append(document.text)
-        names, said = _asked_names(document), answer(document)
-        if names and said:
-            # What people ask for most is known by several words, and learnt once for each.
-            samples.extend(_chat(document, said, [name], chance) for name in names)
+        if not held_out(document):
+            samples.extend(_samples(document, chance))
     chance.shuffle(samples)
     return samples

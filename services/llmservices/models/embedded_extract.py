@@ -16,7 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from llmservices.models.embedded_corpus import HEADER, Document
+from llmservices.models.embedded_corpus import Document
 
 LEFT_OUT_PARTS = (
     "test tests idlelib turtledemo lib2to3 site-packages pydoc_data __pycache__ ensurepip _vendor "
@@ -181,7 +181,7 @@ def extract() -> list[Document]:
     for document in (*topic_documents(), *compiled_documents(), *source_documents(library)):
         body = document.text.partition("\n\n")[2]
         long_enough = len(body) >= TEXT_CHARS_MIN and body.count(" ") >= 3
-        if long_enough and not {document.name, body} & seen and HEADER not in document.text:
+        if long_enough and not {document.name, body} & seen:
             seen |= {document.name, body}
             chosen.append(document)
     return chosen

@@ -1,6 +1,5 @@
 """What int8 weights cost on real text: perplexity against float32's."""
 
-import gzip
 import math
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import torch
 from llmservices.executor.native import NativeRunner
 from llmservices.executor.runner import PagedRunner, Work
+from llmservices.models import embedded_corpus
 from llmservices.models.decoder import Decoder
 from llmservices.models.loading import load
 from llmservices.models.native.decoder import NativeDecoder
@@ -23,7 +23,7 @@ WINDOW = 200
 
 
 def text() -> str:
-    return gzip.decompress((MODELS / "embedded_corpus.txt.gz").read_bytes()).decode()
+    return "\n\n".join(each.text for each in embedded_corpus.read())
 
 
 def perplexity(runner: NativeRunner | PagedRunner, ids: list[int], windows: int) -> float:

@@ -1,31 +1,44 @@
-"""The corpus: its file format, the mechanical questions, and what is kept from training."""
+"""The corpus: its files, the mechanical questions, and what is kept from training."""
 
 import random
+from pathlib import Path
 
-from hypothesis import given
-from hypothesis import strategies as st
+import pytest
 from llmservices.models import embedded_corpus
-from llmservices.models.embedded_corpus import Document, Turn
-
-LINES = st.text(
-    st.characters(codec="utf-8", exclude_characters="\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
-)
-WORDS = st.text("abc._,` ", min_size=1).filter(lambda text: text.strip() == text)
-TEXTS = st.lists(LINES.filter(lambda line: not line.startswith(embedded_corpus.HEADER))).map(
-    lambda lines: "\n".join(lines).strip("\n")
-)
-DOCUMENTS = st.builds(
-    Document, kind=st.sampled_from(sorted(embedded_corpus.QUESTIONS)), name=WORDS, text=TEXTS
-)
+from llmservices.models.embedded_corpus import CHAT, PART, Document, Turn
 
 
 def document(text: str, *, kind: str = "function", name: str = "os.path.join") -> Document:
     return Document(kind=kind, name=name, text=f"title\n\n{text}")
 
 
-@given(st.lists(DOCUMENTS))
-def test_parse_is_the_inverse_of_render(documents: list[Document]) -> None:
-    assert embedded_corpus.parse(embedded_corpus.render(documents)) == documents
+def test_documents_that_are_written_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded_corpus, "CORPUS_PATH", tmp_path / "corpus")
+    monkeypatch.setattr(embedded_corpus, "HELD_OUT_PATH", tmp_path / "held_out")
+    documents = [
+        document("Joins \u00e9.\n\nMore.", kind=kind, name=f"{kind}.{number}")
+        for kind in embedded_corpus.QUESTIONS
+        for number in range(40)
+    ]
+    embedded_corpus.write(documents)
+    kept = [each for each in documents if embedded_corpus.held_out(each)]
+    learned = [each for each in documents if not embedded_corpus.held_out(each)]
+    assert kept
+    assert embedded_corpus.read() == learned + kept
+    first = (tmp_path / "corpus").read_bytes()
+    embedded_corpus.write(documents)
+    assert (tmp_path / "corpus").read_bytes() == first
+
+
+def test_the_committed_files_are_what_their_documents_give() -> None:
+    learned = embedded_corpus.read_rows()
+    assert list(embedded_corpus.rows(embedded_corpus.read())) == learned
+    hidden = embedded_corpus.read_rows(embedded_corpus.HELD_OUT_PATH)
+    assert len(hidden) > 100
+    assert not {each.name for each in hidden} & {each.name for each in learned}
+    assert {each.kind for each in learned} == {CHAT, PART, *embedded_corpus.QUESTIONS}
 
 
 def test_committed_corpus_is_large_and_well_formed() -> None:

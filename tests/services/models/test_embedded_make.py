@@ -1,52 +1,62 @@
-"""The recipe: it describes the committed files, and its schedule does what it says."""
+"""What the recipe reads is what the committed files are, and one `llmos train` accepts it."""
 
 import json
+from pathlib import Path
 
-import pytest
-import torch
+from libllm.recipes import recipe_of
+from llmproto.generation import ChatMessage
+from llmproto.recipes import ArchitectureRecipe
+from llmservices.data.examples import Source, examples
+from llmservices.data.rendering import NOW, Renderer
+from llmservices.data.rows import Tally
+from llmservices.models import embedded_corpus, embedded_make
 from llmservices.models.embedded_corpus import Turn
+from llmservices.texts.templates import ChatTemplate
+from llmservices.trainer.architectures import Special, described
 
-embedded_make = pytest.importorskip(
-    "llmservices.models.embedded_make",
-    reason="transformers is absent",
-    exc_type=ImportError,
-)
+CHAT = (Turn("user", "Hi"), Turn("assistant", "Hello!"), Turn("user", "a"), Turn("assistant", "b"))
 
 
-def test_committed_config_is_the_recipe() -> None:
-    recipe = embedded_make.RECIPE
+def test_the_committed_config_is_the_recipes() -> None:
+    recipe = recipe_of(embedded_make.RECIPE, {})
+    assert isinstance(recipe.model, ArchitectureRecipe)
     config = json.loads((embedded_make.MODEL_FOLDER / "config.json").read_text(encoding="utf-8"))
-    assert (config["vocab_size"], config["hidden_size"]) == (recipe.vocabulary, recipe.hidden)
-    assert (config["num_hidden_layers"], config["intermediate_size"]) == (recipe.layers, recipe.mlp)
-    assert config["max_position_embeddings"] == recipe.context
+    made = described(recipe.model, Special(embedded_make.VOCABULARY, 0, 1))
+    assert {key: config.get(key, 0.0) for key in made} == made
+    assert config["max_position_embeddings"] == embedded_make.CONTEXT_TOKENS
 
 
-def test_committed_chat_template_is_the_one_trained_with() -> None:
-    committed = (embedded_make.MODEL_FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
-    assert committed == embedded_make.CHAT_TEMPLATE
+def test_the_recipe_names_committed_files() -> None:
+    recipe = recipe_of(embedded_make.RECIPE, {})
+    assert recipe.method == "pretrain"
+    assert recipe.tokenizer is not None
+    assert recipe.tokenizer.path == str(embedded_make.MODEL_FOLDER)
+    assert recipe.data.train == [str(embedded_corpus.CORPUS_PATH)]
+    assert recipe.data.validation == [str(embedded_corpus.HELD_OUT_PATH)]
 
 
-def test_a_chat_ends_with_the_end_token() -> None:
-    text = embedded_make.chat_text((Turn("user", "Hi"), Turn("assistant", "Hello!")))
-    assert text == "<|bos|><|user|>Hi<|end|><|assistant|>Hello!<|end|>"
+def test_the_data_service_reads_the_corpus_row_by_row() -> None:
+    recipe = recipe_of(embedded_make.RECIPE, {})
+    source = Source(files=(embedded_corpus.CORPUS_PATH,), recipe=recipe.data, task="generate")
+    found = list(examples(source, Tally(), lambda shape: None))
+    renderer = Renderer(None, learn_all=False)
+    texts = [renderer.render(each.example).text for each in found]
+    assert texts == [row.text for row in embedded_corpus.read_rows()]
 
 
-def test_rate_rises_to_the_maximum_and_falls_to_the_minimum() -> None:
-    recipe = embedded_make.RECIPE
-    rates = [embedded_make.rate_at(recipe, step) for step in range(recipe.steps + 1)]
-    peak = rates.index(max(rates))
-    assert peak in {recipe.warmup_steps - 1, recipe.warmup_steps}
-    assert max(rates) == pytest.approx(recipe.rate_max)
-    assert rates[-1] == pytest.approx(recipe.rate_min)
-    assert rates[:peak] == sorted(rates[:peak])
-    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+def test_the_committed_tokenizer_and_template_are_made_of_the_corpus(tmp_path: Path) -> None:
+    embedded_make.make_tokenizer(tmp_path)
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(made) == 4
+    for name, content in made.items():
+        assert content == (embedded_make.MODEL_FOLDER / name).read_bytes(), name
 
 
-def test_new_models_are_equal_and_start_near_a_uniform_guess() -> None:
-    recipe = embedded_make.RECIPE
-    one, other = embedded_make.new_model(recipe), embedded_make.new_model(recipe)
-    for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
-        assert torch.equal(mine, theirs)
-    with torch.no_grad():
-        loss = embedded_make.loss_of(one, torch.arange(64).view(1, 64))
-    assert 7.0 < loss.item() < 8.5
+def test_a_chat_is_learned_as_the_template_writes_it() -> None:
+    template = ChatTemplate(embedded_make.CHAT_TEMPLATE, {"bos_token": "<|bos|>"})
+    for turns in (CHAT, CHAT[:2], (Turn("system", "Be brief."), *CHAT)):
+        inner = embedded_corpus.inner_text(turns)
+        messages = [ChatMessage(role=turn.role, content=turn.content) for turn in turns]
+        text = template.render(messages, now=NOW, add_generation_prompt=False)
+        assert f"<|bos|>{inner}<|end|>" == text
+    assert embedded_corpus.inner_text(CHAT[:2]) == "<|user|>Hi<|end|><|assistant|>Hello!"
