@@ -16,7 +16,14 @@ from typing import Any, Final, TypedDict, TypeVar
 import msgspec
 from llmproto import limits
 from llmproto.errors import RemoteError, invalid
-from llmproto.recipes import METRICS, DataRecipe, EvaluationRecipe, Part, Recipe
+from llmproto.recipes import (
+    METRICS,
+    VALIDATION_METRICS,
+    DataRecipe,
+    EvaluationRecipe,
+    Part,
+    Recipe,
+)
 
 GATE: Final = re.compile(
     r"\s*[A-Za-z0-9_.@/-]+\s*(>=|<=|==|>|<)\s*[-+]?[0-9.]+([eE][-+]?[0-9]+)?\s*"
@@ -172,23 +179,28 @@ def check(recipe: Recipe, source: str) -> None:
     try:
         _check_method(recipe)
         _check_training(recipe)
-        check_metrics(recipe.finish.evaluate, task=recipe.task)
+        check_validation_metrics(recipe.finish.evaluate, recipe.task)
         _check_finish(recipe)
     except RemoteError as error:
         raise invalid(f"{source}: {error.detail}") from None
 
 
-def check_metrics(metrics: Sequence[str], *, task: str | None = None) -> None:
-    """RemoteError(INVALID) for a metric that is unknown, or that this task has no use for."""
+def check_metrics(metrics: Sequence[str]) -> None:
+    """RemoteError(INVALID) for a metric that is unknown."""
     for metric in metrics:
-        tasks = METRICS.get(metric)
-        if tasks is None:
+        if metric not in METRICS:
             raise invalid(f"unknown metric {metric!r}: there are {', '.join(METRICS)}")
-        if task is not None and task not in tasks:
-            fitting = ", ".join(name for name, tasks in METRICS.items() if task in tasks)
-            raise invalid(
-                f"the metric {metric} does not fit the task {task}: {fitting or 'none'} do"
-            )
+
+
+def check_validation_metrics(metrics: Sequence[str], task: str) -> None:
+    """RemoteError(INVALID) for a metric that no trainer computes of this task."""
+    there = VALIDATION_METRICS[task]
+    unknown = sorted(set(metrics) - set(there))
+    if unknown:
+        raise invalid(
+            f"finish.evaluate names {', '.join(unknown)}; while training to {task} there are "
+            f"{', '.join(there)} (others: llmos eval)"
+        )
 
 
 def check_gate(gate: str) -> None:

@@ -40,6 +40,13 @@ METRICS: Final[dict[str, frozenset[str]]] = {
     "auc": _CLASS,
     "spearman": frozenset({"regress", "embed"}),
 }
+VALIDATION_METRICS: Final[dict[str, tuple[str, ...]]] = {
+    "generate": ("loss", "perplexity"),
+    "classify": ("loss", "accuracy", "precision", "recall", "f1"),
+    "regress": ("loss", "spearman"),
+}
+"""What a trainer computes of its validation data, by task; precision, recall and f1 are means over
+the classes."""
 """The metrics there are, and the tasks that each can judge.  Without a suffix precision, recall and
 f1 are the mean over labels."""
 
@@ -209,7 +216,8 @@ class TrainingRecipe(Part, frozen=True, forbid_unknown_fields=True):
     measured."""
     keep_checkpoints: Annotated[int, Meta(ge=1, le=1000)] = 1
     stop_early_after: Positive | None = None
-    """Validations without improvement."""
+    """Validations without improvement.  Where this is given, the weights with the least validation
+    loss are published, whenever the run ends."""
     on_divergence: Literal["stop", "rollback"] = "stop"
     """NaN, infinity, or a loss above `divergence_factor` x its running mean.  `rollback`: to the
     last checkpoint, with half the rate, at most 3 times."""
@@ -232,7 +240,7 @@ class FinishRecipe(Part, frozen=True, forbid_unknown_fields=True):
     """[finish]: what follows the last step."""
 
     evaluate: list[str] = []
-    """Metrics on the validation data, beside its loss."""
+    """Metrics on the validation data, beside its loss: VALIDATION_METRICS."""
     deploy: bool = False
     gate: str = ""
     """As in Deploy."""

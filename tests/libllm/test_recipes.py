@@ -93,9 +93,13 @@ def test_a_base_that_is_no_folder_is_a_reference(folder: Path) -> None:
         (GOOD + "[training]\nstop_early_after = 2\n", "training.stop_early_after needs"),
         (GOOD + '[finish]\ngate = "loss<1"\n', "finish.gate says when to deploy"),
         (GOOD + '[finish]\ndeploy = true\ngate = "good"\n', "the gate 'good' does not read like"),
-        (GOOD + '[finish]\nevaluate = ["bleu"]\n', "finish.evaluate needs data.validation"),
-        (GOOD + '[finish]\nevaluate = ["accuracy"]\n', "the metric accuracy does not fit the task"),
-        (GOOD + '[finish]\nevaluate = ["magic"]\n', "unknown metric 'magic': there are loss, "),
+        (GOOD + '[finish]\nevaluate = ["loss"]\n', "finish.evaluate needs data.validation"),
+        (
+            GOOD + '[finish]\nevaluate = ["accuracy"]\n',
+            "finish.evaluate names accuracy; while training to generate there are",
+        ),
+        (GOOD + '[finish]\nevaluate = ["bleu"]\n', "finish.evaluate names bleu; while"),
+        (GOOD + '[finish]\nevaluate = ["magic"]\n', "finish.evaluate names magic; while"),
     ],
 )
 def test_what_is_refused(folder: Path, text: str, said: str) -> None:

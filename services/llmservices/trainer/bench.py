@@ -4,6 +4,7 @@ minilm, llama  tokens a second against transformers.Trainer: an encoder of a fol
                with labels, and a Llama of 10 million parameters; same rows, same precision.
 nano           a step of nanoGPT's CPU setting against nanoGPT's own model and optimiser, from a
                checkout of it (--nanogpt FOLDER); the text is --data.
+system         tokens a second of a job in a whole system against its step function in a bare loop.
 stall          how long a checkpoint keeps training waiting, against one copy of the same bytes.
 
 Both sides take turns in one process; the figure is the median over the steps, the ratio that of
@@ -11,6 +12,7 @@ the medians of each pair of turns.
 """
 
 import argparse
+import asyncio
 import importlib.util
 import json
 import statistics
@@ -33,7 +35,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from llmservices.trainer import building
+from llmservices.trainer import bench_system, building
 from llmservices.trainer.architectures import own
 from llmservices.trainer.batches import Batch, Row
 from llmservices.trainer.core import Training
@@ -331,20 +333,33 @@ def stall(arguments: argparse.Namespace) -> dict[str, float]:
     }
 
 
-WHAT: Final = {"minilm": minilm, "llama": llama, "nano": nano, "stall": stall}
+def system(arguments: argparse.Namespace) -> dict[str, float]:
+    """A job and a loop."""
+    found = bench_system.measure(
+        pairs=arguments.pairs, steps=arguments.steps, threads=arguments.threads
+    )
+    return asyncio.run(found)
+
+
+WHAT: Final = {"minilm": minilm, "llama": llama, "nano": nano, "stall": stall, "system": system}
+THREADS: Final = {"system": 1}
+"""The system wants a core of its own."""
 
 
 def main(given: list[str]) -> None:
     """One measurement."""
     parser = argparse.ArgumentParser(prog="llmos bench train", description=__doc__)
     parser.add_argument("what", choices=sorted(WHAT))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="all; 1 for system")
+    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=50, help="system: of a turn")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--folder", type=Path, help="minilm: of the encoder")
     parser.add_argument("--data", type=Path, help="minilm: a tsv file; nano: the text")
     parser.add_argument("--nanogpt", type=Path, help="nano: a checkout of it")
     arguments = parser.parse_args(given)
+    if arguments.threads is None:
+        arguments.threads = THREADS.get(arguments.what, torch.get_num_threads())
     torch.set_num_threads(arguments.threads)
     found = WHAT[arguments.what](arguments)
     print(json.dumps({"what": arguments.what, "threads": arguments.threads} | found))

@@ -81,6 +81,8 @@ class Training:
             (name, each) for name, each in learner.named_parameters() if each.requires_grad
         ]
         self._optimizer = optimizers.build(recipe, self._trained)
+        self.best: dict[str, torch.Tensor] = {}
+        """What is exported of the best validated step, where early stopping wants it."""
 
     # --- one step ---------------------------------------------------------------------------------
 
@@ -178,6 +180,8 @@ class Training:
         progress, patience = self.progress, self.recipe.stop_early_after
         if progress.best is None or loss < progress.best:
             progress.best, progress.best_step, progress.worse = loss, progress.step, 0
+            if patience is not None:
+                self.best = {name: each.clone() for name, each in self.learner.exported().items()}
         else:
             progress.worse += 1
         return patience is not None and progress.worse >= patience

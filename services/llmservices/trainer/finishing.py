@@ -97,7 +97,7 @@ def model_tensors(training: Training, ready: Setup, losses: state.Losses) -> Gro
     adapter = training.learner.file != "model.safetensors"
     weights = {
         name: each if adapter or not each.is_floating_point() else each.to(stored)
-        for name, each in training.learner.exported().items()
+        for name, each in (training.best or training.learner.exported()).items()
     }
     return {training.learner.file: weights, state.LOSSES: losses.tensors()}
 

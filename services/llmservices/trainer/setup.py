@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from libllm.recipes import check_validation_metrics
 from llmproto.data import Prepare, TokenizerMade, TokenizerMake
 from llmproto.errors import invalid
 from llmproto.recipes import Recipe, TokenizerRecipe
@@ -17,7 +18,6 @@ from llmservices.trainer import building, optimizers
 from llmservices.trainer.architectures import Special, context_tokens
 from llmservices.trainer.building import Base, Built
 from llmservices.trainer.source import Asking, Source
-from llmservices.trainer.validation import check_metrics
 
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
@@ -83,7 +83,7 @@ def set_up(bus: Asking, recipe: Recipe, *, parent: bytes | None, made: Path) -> 
     training = recipe.training
     if training.epochs is not None and training.steps is not None:
         raise invalid("training.epochs and training.steps are both given: give one of them")
-    check_metrics(recipe.task, recipe.finish.evaluate)
+    check_validation_metrics(recipe.finish.evaluate, recipe.task)
     row = resolve_base(bus, recipe, parent)
     files: dict[str, bytes] = {}
     special: Special | None = None

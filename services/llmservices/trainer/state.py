@@ -17,6 +17,8 @@ STATE: Final = "state.json"
 LOSSES: Final = "losses.safetensors"
 OPTIMIZER: Final = "optimizer.safetensors"
 RNG: Final = "rng.torch"
+BEST: Final = "best/"
+"""Weights of the best validated step stand in the optimiser's file, behind this."""
 COLUMNS: Final = ("step", "loss", "tokens", "learning_rate", "gradient_norm")
 """No times: two runs of one recipe make one version."""
 
@@ -81,20 +83,25 @@ class Losses:
 
 def checkpoint_tensors(training: Training, losses: Losses) -> Groups:
     """All tensors of a checkpoint, by file."""
-    rng = {RNG: torch.get_rng_state()}
+    others = {RNG: torch.get_rng_state()}
+    others |= {f"{BEST}{name}": each for name, each in training.best.items()}
     return {
         training.learner.file: training.learner.exported(),
-        OPTIMIZER: training.optimizer_tensors() | rng,
+        OPTIMIZER: training.optimizer_tensors() | others,
         LOSSES: losses.tensors(),
     }
 
 
 def restore(training: Training, losses: Losses | None, groups: Groups) -> None:
-    """Set a run to what a checkpoint holds."""
-    optimizer = dict(groups[OPTIMIZER])
+    """Set a run to what a checkpoint holds.  Without `losses` the run itself has gone further: its
+    best weights stay."""
+    found = groups[OPTIMIZER]
+    best = {name.removeprefix(BEST): each for name, each in found.items() if name.startswith(BEST)}
+    optimizer = {name: each for name, each in found.items() if not name.startswith(BEST)}
     rng = optimizer.pop(RNG, None)
     training.restore(groups[training.learner.file], optimizer)
     if rng is not None:
         torch.set_rng_state(rng)
     if losses is not None:
+        training.best = best
         losses.load(groups[LOSSES])

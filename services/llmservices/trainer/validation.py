@@ -2,31 +2,11 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Final
 
 import torch
-from llmproto.errors import invalid
 
 from llmservices.trainer.core import Training
 from llmservices.trainer.source import Source
-
-CLASSIFIER_METRICS: Final = ("accuracy", "precision", "recall", "f1")
-"""The last three: mean over the classes."""
-
-
-def check_metrics(task: str, names: Sequence[str]) -> None:
-    """INVALID for a name that this task does not have."""
-    there = {
-        "generate": ("perplexity",),
-        "classify": CLASSIFIER_METRICS,
-        "regress": ("spearman",),
-    }[task]
-    unknown = sorted(set(names) - {"loss", *there})
-    if unknown:
-        raise invalid(
-            f"finish.evaluate names {', '.join(unknown)}; while training to {task} there are "
-            f"loss, {', '.join(there)} (others: llmos eval)"
-        )
 
 
 def validate(

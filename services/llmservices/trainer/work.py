@@ -367,7 +367,10 @@ class Work:
             return Result(None, {})
         self._settle()
         self._bus.doing("publishing")
-        metrics = self._final_metrics(training)
+        progress = msgspec.structs.replace(training.progress)
+        if training.best:
+            progress.step = progress.best_step
+        metrics = self._final_metrics(progress.step)
         groups = finishing.model_tensors(training, ready, self._losses)
         buffer = self._room(bytes_of(groups), ready)
         version, detail = finishing.publish(
@@ -377,15 +380,19 @@ class Work:
             ready,
             buffer.write(groups),
             buffer,
-            training.progress,
+            progress,
             metrics,
         )
+        if progress.step < training.progress.step:
+            best = f"the weights are those of step {progress.step}, validated best"
+            detail = f"{best}; {detail}" if detail else best
         self.close()
         return Result(version, metrics, detail)
 
-    def _final_metrics(self, training: Training) -> dict[str, float]:
-        losses: Sequence[float] = self._losses.losses()
-        last = self._validations.get(training.progress.step)
+    def _final_metrics(self, step: int) -> dict[str, float]:
+        """Of what is published."""
+        losses: Sequence[float] = self._losses.losses()[:step]
+        last = self._validations.get(step)
         if last is None and self._validations:
             last = self._validations[max(self._validations)]
         named = {

@@ -468,6 +468,46 @@ def test_early_stopping(world: World) -> None:
     assert len(world.reports) == 3  # the first is the best, two are no better
 
 
+def test_the_best_validated_weights_are_published(tmp_path: Path) -> None:
+    """Also where the process died since they were there."""
+    validating = DataRecipe(validation=["x"])
+    found: list[bytes | None] = []
+    last = 0
+    for folder in ("whole", "cut"):
+        (tmp_path / folder).mkdir()
+        world = World(tmp_path / folder)
+        # Steps so long that they soon lead away again.
+        recipe = pretraining(
+            steps=40, validate_every=1, stop_early_after=3, schedule="constant", learning_rate=0.1
+        )
+        recipe = msgspec.structs.replace(recipe, data=validating)
+        if last:
+            world.dies_at = last
+            with pytest.raises(Death):
+                world.run(recipe)
+            assert world.committed is not None and world.committed[1] > last - 3
+            world.dies_at = None
+        result = world.run(recipe)
+        last = len(world.reports)
+        validated = {report.step: report.metrics["loss"] for report in world.reports}
+        best = min(validated, key=validated.__getitem__)
+        assert best == last - 3 and f"those of step {best}" in result.detail
+        assert result.metrics["validation_loss"] == validated[best]
+        assert result.metrics["train_loss"] == world.reports[best - 1].loss
+        assert world.saves[-1].lineage.step == best
+        found.append(result.version)
+        # A run that ends there makes the same weights.
+        (tmp_path / f"{folder}-short").mkdir()
+        short = World(tmp_path / f"{folder}-short")
+        steps = msgspec.structs.replace(recipe.training, steps=best, stop_early_after=None)
+        version = short.run(msgspec.structs.replace(recipe, training=steps)).version
+        assert version is not None and result.version is not None
+        expected = read_tensors(short.path(version), "model.safetensors")
+        weights = read_tensors(world.path(result.version), "model.safetensors")
+        assert all(torch.equal(weights[name], each) for name, each in expected.items())
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
