@@ -102,8 +102,8 @@ async def kill(client: AsyncClient, roles: Sequence[str]) -> None:
                 os.kill(row.pid, signal.SIGKILL)
 
 
-async def made(client: AsyncClient, row: JobRow) -> tuple[dict[str, list[str]], list[float]]:
-    """The objects of the version's tensors, and the losses that it tells."""
+async def made(client: AsyncClient, row: JobRow) -> tuple[dict[str, bytes], list[float]]:
+    """The contents of the version's tensors, by digest, and the losses that it tells."""
     assert row.version is not None
     asked = VersionAsk(f"@{row.version.hex()}")
     found = await client._ask(asked, VersionFound, target="store")
@@ -111,8 +111,8 @@ async def made(client: AsyncClient, row: JobRow) -> tuple[dict[str, list[str]], 
     manifest, _ = read_manifest(folder)
     group = manifest.group("model.safetensors")
     assert group is not None
-    objects = {tensor.name: tensor.objects for tensor in group.tensors}
-    return objects, read_tensors(folder, "losses.safetensors")["loss"].tolist()
+    digests = {tensor.name: tensor.digest for tensor in group.tensors}
+    return digests, read_tensors(folder, "losses.safetensors")["loss"].tolist()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 from llmproto.errors import ErrorKind, RemoteError, invalid
-from llmproto.versions import Save, Saved, TensorGroup, TensorPlace
+from llmproto.versions import Save, Saved, TensorGroup
 
 from libllm import logs
 from llmservices.models.tasks import MODULES, task_of
@@ -25,7 +25,7 @@ from llmservices.store.importing import opened, read_folder, read_small
 from llmservices.store.index import Entry, Index
 from llmservices.store.notes import Notes
 from llmservices.store.rows import resolve
-from llmservices.store.staging import THREADS, Staging
+from llmservices.store.staging import Staging
 from llmservices.versions.manifest import (
     FOLDER_DIGITS,
     MANIFEST,
@@ -36,6 +36,7 @@ from llmservices.versions.manifest import (
     FileEntry,
     Manifest,
     Stamp,
+    Stored,
     check_files,
     folder_of,
     hash_bytes,
@@ -59,7 +60,7 @@ class Archive:
         *,
         disk: Disk | None = None,
         bytes_max: int | None = None,
-        threads: int = THREADS,
+        threads: int | None = None,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """Opens what is there, and removes what an earlier life left unfinished."""
@@ -137,6 +138,7 @@ class Archive:
             disk=self.disk,
             budget=budget,
             threads=self._threads,
+            known=self._known,
             suspects=self.suspects,
         )
         try:
@@ -173,12 +175,13 @@ class Archive:
         content = manifest.encode()
         digest = bytes.fromhex(hash_bytes(content))
         folder = folder_of(self.root, digest)
-        staging.place()
         if self._is_sound(folder, manifest):
+            staging.place()
             return digest  # The same save again, or the same content.
         stamp = Stamp(self.index.sequence() + 1, self._now_ns(), keep)
         built = staging.folder / "version"
-        self._build(built, manifest, content, stamp)
+        self._build(built, manifest, content, stamp, staging)
+        staging.place()
         if folder.exists():  # A file of it is damaged.
             self.disk.rename(folder, staging.folder / "damaged")
             self.index.drop(digest.hex())
@@ -201,24 +204,24 @@ class Archive:
             return False
         return True
 
-    def _build(self, built: Path, manifest: Manifest, content: bytes, stamp: Stamp) -> None:
-        """The version's folder, the manifest last, all of it synced."""
+    def _build(
+        self, built: Path, manifest: Manifest, content: bytes, stamp: Stamp, staging: Staging
+    ) -> None:
+        """The version's folder, the manifest last; it is synced with the staged objects."""
         disk = self.disk
         disk.make_folder(built)
         inner = sorted({built / Path(file.name).parent for file in manifest.files} - {built})
         for folder in inner:
             disk.make_folder(folder)
         for file in manifest.files:
-            self._link(file, built / file.name)
+            self._link(file, built / file.name, staging)
         disk.write(built / STAMP, msgspec.json.encode(stamp))
-        disk.sync(built / STAMP)
         disk.write(built / MANIFEST, content)
-        disk.sync(built / MANIFEST)
-        for folder in (*inner, built):
-            disk.sync(folder)
+        for path in (built / STAMP, built / MANIFEST, *inner, built):
+            staging.sync(path)
 
-    def _link(self, file: FileEntry, target: Path) -> None:
-        source = object_path(self.root, file.object)
+    def _link(self, file: FileEntry, target: Path, staging: Staging) -> None:
+        source = staging.path_of(file.object)
         try:
             self.disk.link(source, target)
         except OSError as error:
@@ -226,7 +229,7 @@ class Archive:
                 raise
             # No second names here, or too many of this file: a copy.
             self.disk.write(target, source.read_bytes())
-            self.disk.sync(target)
+            staging.sync(target)
 
     def _index(self, digest: str, manifest: Manifest, stamp: Stamp) -> Entry:
         try:
@@ -247,19 +250,20 @@ class Archive:
         except RemoteError:  # It can be kept all the same; whoever would serve it is told why not.
             return "embed" if MODULES in small else "generate"
 
-    def _known(self, place: TensorPlace) -> list[str] | None:
-        assert place.digest is not None
-        objects = self.index.tensor(place.digest)
-        pieces = -(-place.bytes // PIECE_BYTES)
-        if objects is None or len(objects) != pieces:
+    def _known(self, digest: bytes, size_bytes: int) -> Stored | None:
+        stored = self.index.tensor(digest, size_bytes)
+        if stored is None or (stored.pack is None and not _covers(stored, size_bytes)):
             return None
-        sizes = [PIECE_BYTES] * (pieces - 1) + [place.bytes - (pieces - 1) * PIECE_BYTES]
-        paths = [object_path(self.root, name) for name in objects]
+        sizes = stored.sizes(size_bytes)
         try:
-            is_whole = [path.stat().st_size for path in paths] == sizes
+            is_whole = all(
+                name not in self.suspects
+                and object_path(self.root, name).stat().st_size == sizes[name]
+                for name in sizes
+            )
         except OSError:
             return None
-        return objects if is_whole else None
+        return stored if is_whole else None
 
     def _full(self, wanted: int, staging: Staging) -> RemoteError:
         staging.close()
@@ -292,6 +296,10 @@ class Archive:
         for stamp, digest, manifest in sorted(found, key=lambda each: each[0].sequence):
             self.index.put(digest.hex(), manifest, stamp)
         self.notes.load(self.index)
+
+
+def _covers(stored: Stored, size_bytes: int) -> bool:
+    return len(stored.objects) == -(-size_bytes // PIECE_BYTES)
 
 
 def manifest_bytes(plan: core.Draft) -> int:

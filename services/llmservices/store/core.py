@@ -25,6 +25,7 @@ from llmservices.versions.manifest import (
     GroupEntry,
     LineageEntry,
     Manifest,
+    Stored,
     TensorEntry,
 )
 from llmservices.versions.reference import check_name
@@ -36,8 +37,8 @@ OWN_FILES: Final = frozenset({OPTIMIZER, STATE})
 CHECKPOINTS_SPARE: Final = 1
 """Kept beyond what is asked: the kernel may not know of the newest yet."""
 
-Known = Callable[[TensorPlace], list[str] | None]
-"""The objects of a tensor that the store has, by its digest."""
+Known = Callable[[bytes, int], Stored | None]
+"""Where a tensor lies that the store has, by its digest and its bytes."""
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -55,7 +56,7 @@ class PlannedTensor(msgspec.Struct, frozen=True):
     dtype: str
     shape: list[int]
     bytes: int
-    at: Cut | list[str]
+    at: Cut | Stored
 
 
 class PlannedGroup(msgspec.Struct, frozen=True):
@@ -244,16 +245,16 @@ def _tensor(file: str, place: TensorPlace, buffer_bytes: int, known: Known) -> P
             f"{where}: {place.dtype} of shape {place.shape} has "
             f"{math.prod(place.shape) * one} bytes, not {place.bytes}"
         )
-    at: Cut | list[str] = Cut(0, place.offset)
+    at: Cut | Stored = Cut(0, place.offset)
     if place.digest is not None:
-        objects = known(place)
-        if objects is None:
+        stored = known(place.digest, place.bytes)
+        if stored is None:
             raise RemoteError(
                 ErrorKind.STALE,
                 f"{where}: the store has no tensor {place.digest.hex()[:8]} of {place.bytes} "
                 "bytes: send its bytes",
             )
-        at = objects
+        at = stored
     elif place.offset % ALIGNMENT or place.offset + place.bytes > buffer_bytes:
         raise invalid(
             f"{where}: {place.bytes} bytes at {place.offset} (a multiple of {ALIGNMENT}) are not "
@@ -262,6 +263,8 @@ def _tensor(file: str, place: TensorPlace, buffer_bytes: int, known: Known) -> P
     return PlannedTensor(place.name, place.dtype, list(place.shape), place.bytes, at)
 
 
-def entry_of(tensor: PlannedTensor, objects: list[str]) -> TensorEntry:
+def entry_of(tensor: PlannedTensor, stored: Stored) -> TensorEntry:
     """The manifest's line."""
-    return TensorEntry(tensor.name, tensor.dtype, tensor.shape, tensor.bytes, objects)
+    return TensorEntry(
+        tensor.name, tensor.dtype, tensor.shape, tensor.bytes, stored.objects, stored.pack
+    )

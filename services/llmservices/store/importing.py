@@ -142,7 +142,7 @@ def _model(manifest: Manifest) -> list[PlannedGroup]:
     if group is None:
         return []
     tensors = [
-        PlannedTensor(tensor.name, tensor.dtype, tensor.shape, tensor.size_bytes, tensor.objects)
+        PlannedTensor(tensor.name, tensor.dtype, tensor.shape, tensor.size_bytes, tensor.stored)
         for tensor in group.tensors
     ]
     return [PlannedGroup(group.file, tensors)]

@@ -11,9 +11,9 @@ from typing import Final
 import msgspec
 from llmproto.versions import VersionKind
 
-from llmservices.versions.manifest import LineageEntry, Manifest, Stamp
+from llmservices.versions.manifest import LineageEntry, Manifest, Stamp, Stored
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 _TABLES: Final = """
 create table versions (
   id integer primary key, digest text unique not null, name text not null, kind text not null,
@@ -28,7 +28,7 @@ create table refs (
 ) without rowid;
 create index refs_object on refs (object, version);
 create table tensors (
-  digest blob not null, version integer not null, objects blob not null,
+  digest blob not null, version integer not null, bytes integer not null, stored blob not null,
   primary key (digest, version)) without rowid;
 create table tags (
   name text not null, tag text not null, digest text not null, primary key (name, tag));
@@ -75,6 +75,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 _entries: Final = msgspec.msgpack.Decoder(Entry)
+_stored: Final = msgspec.msgpack.Decoder(Stored)
 _encode: Final = msgspec.msgpack.encode
 
 
@@ -150,12 +151,12 @@ class Index:
                 ((version, name) for name in objects),
             )
             self._db.executemany(
-                "insert or ignore into tensors values (?, ?, ?)",
+                "insert or ignore into tensors values (?, ?, ?, ?)",
                 (
-                    (tensor.digest, version, bytes.fromhex("".join(tensor.objects)))
+                    (tensor.digest, version, tensor.size_bytes, _encode(tensor.stored))
                     for group in manifest.groups
                     for tensor in group.tensors
-                    if len(tensor.objects) != 1
+                    if len(tensor.objects) != 1 or tensor.pack is not None
                 ),
             )
         return entry
@@ -260,17 +261,15 @@ class Index:
 
     # --- objects ----------------------------------------------------------------------------------
 
-    def tensor(self, digest: bytes) -> list[str] | None:
-        """The objects of a tensor that some version has."""
-        name = digest.hex()
-        if self._db.execute("select 1 from objects where digest = ?", (name,)).fetchone():
-            return [name]
+    def tensor(self, digest: bytes, size_bytes: int) -> Stored | None:
+        """Where a tensor lies that some version has; of several places the oldest."""
+        if self.has_object(digest.hex()):
+            return Stored([digest.hex()])
         found = self._db.execute(
-            "select objects from tensors where digest = ? limit 1", (digest,)
+            "select stored from tensors where digest = ? and bytes = ? order by version limit 1",
+            (digest, size_bytes),
         ).fetchone()
-        return None if found is None else [
-            found[0][at : at + 32].hex() for at in range(0, len(found[0]), 32)
-        ]  # fmt: skip
+        return None if found is None else _stored.decode(found[0])
 
     def has_object(self, name: str) -> bool:
         row = self._db.execute("select 1 from objects where digest = ?", (name,)).fetchone()

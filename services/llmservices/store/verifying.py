@@ -69,13 +69,12 @@ class Verifier:
             self._file(reference, folder, file)
         for group in manifest.groups:
             for tensor in group.tensors:
-                for name, at, _ in tensor.pieces():
-                    wrong = self._checked[name]
+                for piece in tensor.pieces():
+                    wrong = self._checked[piece.object]
                     if wrong is not None:
-                        detail = f"bytes from {at}: {wrong}"
-                        self._report(
-                            reference, group.file, tensor.name, str(self._path(name)), detail
-                        )
+                        path = str(self._path(piece.object))
+                        detail = f"bytes from {piece.at}: {wrong}"
+                        self._report(reference, group.file, tensor.name, path, detail)
 
     def _read(self, manifest: Manifest, pool: ThreadPoolExecutor) -> None:
         new = {name: n for name, n in manifest.objects().items() if name not in self._checked}

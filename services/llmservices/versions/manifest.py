@@ -10,7 +10,9 @@ Layout of a store:
     versions/<first 32 digits of the digest>/           small files, manifest.json, stamp.json
 
 A tensor is cut into pieces of PIECE_BYTES from its own beginning, so that equal tensors share all
-of them wherever they stand; each piece is an object, and so is each small file.
+of them wherever they stand; each piece is an object, and so is each small file.  Since format 2,
+tensors below PACK_BELOW_BYTES of one save and one file lie one after another in packs, which are
+objects too; a tensor that the store has already is not packed again.
 """
 
 from pathlib import Path
@@ -30,7 +32,13 @@ OBJECTS: Final = "objects"
 PIECE_BYTES: Final = 4 << 20
 FOLDER_DIGITS: Final = 32
 SHORT_DIGITS: Final = 8
-FORMAT: Final = 1
+PACK_BELOW_BYTES: Final = 512 << 10
+"""To sync a file costs about what writing so many bytes costs.  A pack stays as long as a version
+needs one tensor of it: with larger ones that would be much."""
+PACK_BYTES: Final = 4 << 20
+"""At most."""
+FORMAT: Final = 2
+FORMATS_READ: Final = frozenset({1, 2})
 MANIFEST_BYTES_MAX: Final = 1 << 30
 
 MODEL_WEIGHTS: Final = "model.safetensors"
@@ -57,26 +65,79 @@ class FileEntry(msgspec.Struct, frozen=True):
     """BLAKE3 of the content, hexadecimal."""
 
 
+class InPack(msgspec.Struct, frozen=True, array_like=True):
+    """Where in its object a small tensor lies."""
+
+    offset: int
+    pack_bytes: int
+    """Of the whole object."""
+    digest: str
+    """BLAKE3 of the tensor alone, hexadecimal: it is read without the rest of the pack."""
+
+
+class Stored(msgspec.Struct, frozen=True, array_like=True):
+    """Where the bytes of a tensor lie."""
+
+    objects: list[str]
+    """Its pieces in order, or the one pack that it is in."""
+    pack: InPack | None = None
+
+    @property
+    def digest(self) -> bytes:
+        """Of the tensor: what `TensorPlace.digest` names it by."""
+        return tensor_digest(self.objects if self.pack is None else [self.pack.digest])
+
+    def pieces(self, size_bytes: int) -> list["PieceEntry"]:
+        """All of a tensor of this size."""
+        if self.pack is not None:
+            return [PieceEntry(self.objects[0], self.pack.digest, 0, size_bytes, self.pack.offset)]
+        return [
+            PieceEntry(name, name, at, min(PIECE_BYTES, size_bytes - at), 0)
+            for name, at in zip(self.objects, range(0, size_bytes, PIECE_BYTES))
+        ]
+
+    def sizes(self, size_bytes: int) -> dict[str, int]:
+        """Its objects, and the bytes that each must have."""
+        if self.pack is not None:
+            return {self.objects[0]: self.pack.pack_bytes}
+        return {piece.object: piece.size_bytes for piece in self.pieces(size_bytes)}
+
+
+class PieceEntry(msgspec.Struct, frozen=True):
+    """One piece of a tensor."""
+
+    object: str
+    digest: str
+    """BLAKE3 of the piece, hexadecimal: the object's name, but in a pack."""
+    at: int
+    """In the tensor."""
+    size_bytes: int
+    offset: int
+    """In the object."""
+
+
 class TensorEntry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One tensor and its pieces, in order."""
+    """One tensor and where it lies."""
 
     name: str
     dtype: str
     shape: list[int]
     size_bytes: int
     objects: list[str] = []
+    pack: InPack | None = None
+
+    @property
+    def stored(self) -> Stored:
+        return Stored(self.objects, self.pack)
 
     @property
     def digest(self) -> bytes:
         """What `TensorPlace.digest` names it by."""
-        return tensor_digest(self.objects)
+        return self.stored.digest
 
-    def pieces(self) -> list[tuple[str, int, int]]:
-        """(object, offset in the tensor, bytes) of each piece."""
-        return [
-            (name, at, min(PIECE_BYTES, self.size_bytes - at))
-            for name, at in zip(self.objects, range(0, self.size_bytes, PIECE_BYTES))
-        ]
+    def pieces(self) -> list[PieceEntry]:
+        """In order."""
+        return self.stored.pieces(self.size_bytes)
 
 
 class GroupEntry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -137,7 +198,7 @@ class LineageEntry(msgspec.Struct, frozen=True, omit_defaults=True):
 class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     """The content of `manifest.json`.
 
-    The same content and lineage give the same bytes, whenever it is saved.
+    The same content and lineage give the same bytes, but for the packs in which small tensors lie.
     """
 
     format: int
@@ -175,7 +236,7 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
         found = {file.object: file.size_bytes for file in self.files}
         for group in self.groups:
             for tensor in group.tensors:
-                found |= {name: length for name, _, length in tensor.pieces()}
+                found |= tensor.stored.sizes(tensor.size_bytes)
         return found
 
     def encode(self) -> bytes:
@@ -254,9 +315,10 @@ def decode_manifest(content: bytes, folder: Path) -> tuple[Manifest, bytes]:
         manifest = msgspec.json.decode(content, type=Manifest)
     except msgspec.DecodeError as error:
         raise invalid(f"{folder / MANIFEST} is not a manifest: {error}") from None
-    if manifest.format != FORMAT:
+    if manifest.format not in FORMATS_READ:
+        formats = ", ".join(map(str, sorted(FORMATS_READ)))
         raise invalid(
-            f"{folder / MANIFEST} has format {manifest.format}; this software reads {FORMAT}"
+            f"{folder / MANIFEST} has format {manifest.format}; this software reads {formats}"
         )
     return manifest, digest
 

@@ -10,6 +10,7 @@ from llmproto.errors import RemoteError
 from llmservices.versions.manifest import (
     PIECE_BYTES,
     GroupEntry,
+    PieceEntry,
     TensorEntry,
     damaged,
     hash_bytes,
@@ -30,8 +31,9 @@ def threads_allowed() -> int:
     return min(THREADS_MAX, os.cpu_count() or 1)
 
 
-def fill(path: Path, name: str, view: memoryview) -> str | None:
-    """Read the object into `view`, which has its size; what is wrong with it, or None."""
+def fill(path: Path, name: str, view: memoryview, *, offset: int | None = None) -> str | None:
+    """Read the object into `view`, which has its size, or (`offset`) a part of it that has this
+    BLAKE3; what is wrong with it, or None."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -39,14 +41,15 @@ def fill(path: Path, name: str, view: memoryview) -> str | None:
     hasher = blake3()
     try:
         found = os.fstat(fd).st_size
-        if found != len(view):
+        if offset is None and found != len(view):
             return f"has {found} bytes instead of {len(view)}"
+        first = offset or 0
         at = 0
         while at < len(view):
             chunk = view[at : at + CHUNK_BYTES]
-            got = os.preadv(fd, [chunk], at)
+            got = os.preadv(fd, [chunk], first + at)
             if not got:
-                return f"ends at byte {at} of {len(view)}"
+                return f"ends at byte {first + at} of {first + len(view)}"
             hasher.update(chunk[:got])
             at += got
     except OSError as error:
@@ -77,25 +80,34 @@ def new_buffer() -> bytearray:
 class Piece:
     """One piece of a tensor of a version, to be read and compared."""
 
-    __slots__ = ("_folder", "_group", "_tensor", "length", "name", "offset")
+    __slots__ = ("_entry", "_folder", "_group", "_tensor")
 
     def __init__(
-        self, folder: Path, group: GroupEntry, tensor: TensorEntry, *, name: str, offset: int
+        self, folder: Path, group: GroupEntry, tensor: TensorEntry, entry: PieceEntry
     ) -> None:
         self._folder = folder
         self._group = group
         self._tensor = tensor
-        self.name = name
-        self.offset = offset
-        self.length = min(PIECE_BYTES, tensor.size_bytes - offset)
+        self._entry = entry
+
+    @property
+    def offset(self) -> int:
+        """In the tensor."""
+        return self._entry.at
+
+    @property
+    def length(self) -> int:
+        return self._entry.size_bytes
 
     @property
     def path(self) -> Path:
-        return object_path(store_of(self._folder), self.name)
+        return object_path(store_of(self._folder), self._entry.object)
 
     def read(self, view: memoryview) -> None:
         """Fill `view`; INVALID, naming version, file, tensor and object, where it is damaged."""
-        wrong = fill(self.path, self.name, view)
+        entry = self._entry
+        part = entry.offset if self._tensor.pack is not None else None
+        wrong = fill(self.path, entry.digest, view, offset=part)
         if wrong is not None:
             raise self.error(wrong)
 
@@ -109,4 +121,4 @@ class Piece:
 
 def pieces_of(folder: Path, group: GroupEntry, tensor: TensorEntry) -> list[Piece]:
     """All pieces of a tensor."""
-    return [Piece(folder, group, tensor, name=name, offset=at) for name, at, _ in tensor.pieces()]
+    return [Piece(folder, group, tensor, entry) for entry in tensor.pieces()]

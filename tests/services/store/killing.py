@@ -39,13 +39,15 @@ class Dying(Disk):
 
 
 def save(archive: Archive, buffer: Path, step: int, pieces: int) -> bytes:
-    """A checkpoint of two tensors, the larger of so many pieces; and then older ones go."""
+    """A checkpoint of three tensors, the largest of so many pieces, the others in a pack; and then
+    older ones go."""
     large = (pieces - 1) * PIECE_BYTES + 64
-    content = random.Random(step).randbytes(large + 64)
+    content = random.Random(step).randbytes(large + 128)
     buffer.write_bytes(content)
     places = [
         TensorPlace("large", "U8", [large], 0, large),
         TensorPlace("small", "I64", [8], large, 64),
+        TensorPlace("tiny", "I64", [1], large + 64, 8),
     ]
     request = Save(
         name="model",

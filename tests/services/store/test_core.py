@@ -24,7 +24,13 @@ def drafted(
     groups = [TensorGroup(file, list(places))] if places else []
     blobs = [b"x"] * len(names)
     return core.draft(
-        save, groups, blobs, read={}, buffer_bytes=64, inherited=inherited, known=lambda place: None
+        save,
+        groups,
+        blobs,
+        read={},
+        buffer_bytes=64,
+        inherited=inherited,
+        known=lambda digest, size_bytes: None,
     )
 
 

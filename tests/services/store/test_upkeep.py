@@ -80,7 +80,7 @@ def test_a_removed_version_takes_only_its_own_objects(
     upkeep.record(versions[1].reference, {"loss": 1.0})
     upkeep.remove(versions[1].reference, in_table={})
     check_store(archive)
-    assert len(objects_on_disk(archive.root)) == 3
+    assert len(objects_on_disk(archive.root)) == 2
     assert not list((archive.root / "metrics").iterdir())
     with pytest.raises(RemoteError, match="is no version"):
         resolve(archive.index, versions[1].reference)

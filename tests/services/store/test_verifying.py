@@ -43,7 +43,7 @@ def test_a_flipped_bit_of_a_tensor_is_found_and_named(archive: Archive, tmp_path
     flip(path, 17)
     report = Verifier(archive.root).verify(archive.index.all(), {})
     (damage,) = report.damage
-    assert (report.versions, report.objects) == (1, 5)
+    assert (report.versions, report.objects) == (1, 4)
     assert (damage.reference, damage.file, damage.tensor, damage.object) == (
         saved.reference, "model.safetensors", "t2", str(path),
     )  # fmt: skip
@@ -79,7 +79,7 @@ def test_an_object_of_another_length_is_found(
     else:
         path.write_bytes(path.read_bytes()[:-1] if change == "shorter" else bytes(2000))
     assert len(verified(archive).damaged_objects) == 1
-    with pytest.raises(RemoteError, match="tensor t1"):
+    with pytest.raises(RemoteError, match=r"tensor t[01]"):
         read_tensors(folder)
     small_save(archive, tmp_path / "b", 1)  # What is plainly torn is written again.
     check_store(archive)
