@@ -24,9 +24,10 @@ from llmkernel.processes import Process
 from llmkernel.supervision import SIGKILL, Supervision
 from llmkernel.tables import MS, Tables
 
-JOB_NICE: Final = 10
-"""Of the operating system: beside a serving process of nice 0 it gets a tenth of a shared core, and
-all of an idle one."""
+JOB_NICE: Final = 5
+"""Of the operating system: beside a busy process of nice 0 it gets a quarter of a shared core (335
+parts to 1024), the share that it is held to anyway, and all of an idle one.  Less would make its
+start, which nothing else holds back, take a minute."""
 IDLE_MS: Final = 60_000
 """An executor that nobody asked for so long makes room for a job.  Sooner, the two would take turns
 at loading."""
