@@ -15,6 +15,7 @@ MESSAGE_BYTES_MAX: Final = 1 << 20
 # the largest legal header is under 1 KB; the rest is room for traces
 HEADER_BYTES_MAX: Final = 4096
 BLOBS_MAX: Final = 64  # frames behind the body
+LEFT_OUT_MAX: Final = 100  # names of an imported folder's files: more are not read
 NAME_BYTES_MAX: Final = 256  # model, service and key names: they appear in tables and file names
 # what CURVE adds to a frame is 33 bytes: a message of the largest size must pass encrypted too
 SEALED_FRAME_BYTES_MAX: Final = MESSAGE_BYTES_MAX + 64

@@ -112,6 +112,9 @@ class Saved(Message, frozen=True):
     """Of all its content."""
     bytes_new: Int53
     """Of that, what the store did not have."""
+    left_out: Annotated[list[str], Meta(max_length=limits.LEFT_OUT_MAX)] = []
+    """Files of an imported folder that the version does not hold: pickles, weights in other
+    formats.  Of very many the first."""
 
 
 class Import(Message, frozen=True):

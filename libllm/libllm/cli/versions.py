@@ -41,6 +41,8 @@ def import_(
         print_json(saved)
     else:
         print(f"{saved.reference}: {size(saved.bytes)}, {size(saved.bytes_new)} of it new")
+        for name in saved.left_out:
+            print(f"left out: {name}")
 
 
 def export(

@@ -64,6 +64,7 @@ def _loaded(
     library: Any, folder: Path, dtype: torch.dtype, device: torch.device, what: str
 ) -> tuple[Any, Any]:
     """(config, module), every tensor of which was there (but for poolers, which nothing reads)."""
+    pooler = library is AutoModel
     state: dict[str, torch.Tensor] | None = None
     # Missing and torn files are told apart here, with their paths.
     with Tensors(folder, dtype=dtype, device=torch.device("cpu")) as tensors:
@@ -73,8 +74,12 @@ def _loaded(
     logs.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        source: Path | None = folder
+        if state is not None:  # The class itself takes a state alone; what chooses it does not.
+            with torch.device("meta"):
+                library, source = type(library.from_config(config, trust_remote_code=False)), None
         module, report = library.from_pretrained(
-            folder if state is None else None,
+            source,
             config=config,
             state_dict=state,
             dtype=dtype,
@@ -86,7 +91,6 @@ def _loaded(
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise invalid(f"{folder} cannot be loaded as {what}: {first}") from error
-    pooler = library is AutoModel
     missing = sorted(key for key in report["missing_keys"] if not (pooler and "pooler" in key))
     if missing:
         raise invalid(f"{folder}: tensor {missing[0]} is missing, and {len(missing) - 1} others")

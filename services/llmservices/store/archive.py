@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 from llmproto.errors import ErrorKind, RemoteError, invalid
+from llmproto.limits import LEFT_OUT_MAX
 from llmproto.versions import Save, Saved, TensorGroup
 
 from libllm import logs
@@ -126,7 +127,12 @@ class Archive:
             found_base = (digest, self.manifest(digest))
         found = read_folder(path, name, base=found_base)
         with opened(found.sources) as sources:
-            return self.store(found.draft, sources)
+            saved = self.store(found.draft, sources)
+        if found.left_out:
+            logs.configure("store").warning(
+                "import_left_out", version=saved.reference, folder=str(path), files=found.left_out
+            )
+        return msgspec.structs.replace(saved, left_out=found.left_out[:LEFT_OUT_MAX])
 
     def store(self, plan: core.Draft, sources: Sequence[int]) -> Saved:
         """Write a draft; EXHAUSTED, with the numbers, where the disk or the quota is full, and then

@@ -1,8 +1,9 @@
 """A plain Hugging Face folder as the draft of a version.
 
 Weights are safetensors alone, whatever shards they come in; they become one `model.safetensors`.
-Pickles and weights of other frameworks are left where they are.  Folders inside are taken where
-sentence-transformers' modules.json names them.
+Pickles and weights of other frameworks are left where they are, and named; where nothing else has
+the weights, the folder is refused.  Folders inside are taken where sentence-transformers'
+modules.json names them.
 """
 
 import contextlib
@@ -54,6 +55,8 @@ class Found(msgspec.Struct, frozen=True):
     draft: Draft
     sources: list[Path]
     """The files that the draft's cuts refer to."""
+    left_out: list[str]
+    """Weights and pickles of the folder that the draft does not hold."""
 
 
 def read_folder(path: Path, name: str, *, base: tuple[bytes, Manifest] | None) -> Found:
@@ -79,6 +82,8 @@ def read_folder(path: Path, name: str, *, base: tuple[bytes, Manifest] | None) -
     for folder in inner:
         if (path / folder / MODEL_WEIGHTS).is_file():
             grouped[f"{folder}/{MODEL_WEIGHTS}"] = [path / folder / MODEL_WEIGHTS]
+        else:
+            _check_none_lost(path / folder)
     sources: list[Path] = []
     groups = [_group(file, files, sources) for file, files in grouped.items()]
     files = _small_files(path, inner)
@@ -107,7 +112,7 @@ def read_folder(path: Path, name: str, *, base: tuple[bytes, Manifest] | None) -
         lineage=lineage,
         metrics={},
     )
-    return Found(draft, sources)
+    return Found(draft, sources, _left_out(path, inner, sources))
 
 
 def check_base(manifest: Manifest) -> None:
@@ -171,8 +176,8 @@ def _shards(folder: Path) -> list[Path]:
     if not index.is_file():
         if (folder / MODEL_WEIGHTS).is_file():
             return [folder / MODEL_WEIGHTS]
-        others = sorted(p.name for p in folder.iterdir() if p.suffix in OTHER_WEIGHTS)
-        there = f": {others[0]} is there, which is never read" if others else ""
+        others = _foreign(folder)
+        there = f": {others[0].name} is there, which is never read" if others else ""
         raise invalid(f"{folder / MODEL_WEIGHTS} is missing{there}; weights must be safetensors")
     try:
         names = msgspec.json.decode(index.read_bytes(), type=_WeightIndex).weight_map
@@ -220,6 +225,26 @@ def _small_files(folder: Path, inner: list[str]) -> dict[str, bytes]:
             if len(found) > FILES_MAX:
                 raise invalid(f"{folder} has more than {FILES_MAX} files")
     return found
+
+
+def _foreign(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.iterdir() if each.suffix in OTHER_WEIGHTS)
+
+
+def _check_none_lost(folder: Path) -> None:
+    """A module's weights that are there in another form alone would be missing from the model."""
+    others = _foreign(folder)
+    if others:
+        raise invalid(
+            f"{folder / MODEL_WEIGHTS} is missing: {others[0].name} is there, which is never read; "
+            "weights must be safetensors"
+        )
+
+
+def _left_out(folder: Path, inner: list[str], sources: list[Path]) -> list[str]:
+    places = (folder, *(folder / name for name in inner))
+    found = [path for place in places for path in _foreign(place) if path not in sources]
+    return [str(path.relative_to(folder)) for path in found]
 
 
 def read_small(path: Path) -> bytes:

@@ -80,6 +80,7 @@ def test_shards_become_one(archive: Archive, tmp_path: Path) -> None:
     index.write_text(json.dumps({"metadata": {}, "weight_map": shards}))
     (source / "pytorch_model.bin").write_bytes(b"a pickle")
     saved = archive.import_folder(source, "sharded", None)
+    assert saved.left_out == ["pytorch_model.bin"]
     folder = folder_of(archive.root, saved.version)
     found = read_tensors(folder)
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
@@ -89,6 +90,22 @@ def test_shards_become_one(archive: Archive, tmp_path: Path) -> None:
     (source / "model-2.safetensors").unlink()
     with pytest.raises(RemoteError, match=r"1 of 2 shards are missing: model-2\.safetensors"):
         archive.import_folder(source, "sharded", None)
+
+
+def test_a_module_whose_weights_would_be_lost_is_refused(
+    archive: Archive, plain_folder: Callable[[str, Tensors], Path]
+) -> None:
+    source = plain_folder("sentences", random_tensors(1, 10))
+    (source / "modules.json").write_text('[{"path": ""}, {"path": "2_Dense"}]')
+    dense = source / "2_Dense"
+    dense.mkdir()
+    (dense / "pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(RemoteError, match=r"2_Dense/model.safetensors is missing: pytorch_model"):
+        archive.import_folder(source, "sentences", None)
+    save_file(random_tensors(2, 10), dense / "model.safetensors")
+    saved = archive.import_folder(source, "sentences", None)
+    assert saved.left_out == ["2_Dense/pytorch_model.bin"]
+    assert archive.import_folder(plain_folder("plain", {}), "plain", None).left_out == []
 
 
 def test_a_sentence_encoder_brings_its_modules(archive: Archive) -> None:
