@@ -244,7 +244,8 @@ def llama(arguments: argparse.Namespace) -> dict[str, float]:
     return found | {"parameters": sum(each.numel() for each in learner.parameters())}
 
 
-def _nanogpt(folder: Path) -> Any:  # Any: somebody else's module
+def nanogpt_module(folder: Path) -> Any:  # Any: somebody else's module
+    """model.py of a checkout."""
     found = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
     assert found is not None and found.loader is not None
     module = importlib.util.module_from_spec(found)
@@ -259,7 +260,7 @@ def nano(arguments: argparse.Namespace) -> dict[str, float]:
     place = {character: index for index, character in enumerate(sorted(set(text)))}
     ids = torch.tensor([place[character] for character in text])
     generator = torch.Generator().manual_seed(0)
-    module = _nanogpt(arguments.nanogpt)
+    module = nanogpt_module(arguments.nanogpt)
     torch.manual_seed(0)
     config = module.GPTConfig(
         block_size=64,

@@ -191,6 +191,7 @@ class Work:
 
     def _train(self, training: Training, ready: Setup) -> None:
         began_s, first = time.monotonic(), training.progress.step
+        self._pace.begin()
         while training.progress.step < ready.steps_total:
             if self._ranks.told(int(self._pace.is_stopping)):
                 self._stop(training, ready)
@@ -211,7 +212,8 @@ class Work:
     def _step(self, training: Training, ready: Setup) -> bool:
         """One step, judged and reported; True where training is to stop early."""
         began_s = time.monotonic()
-        batch = ready.train.batch(training.progress.position)
+        with self._pace.waiting():
+            batch = ready.train.batch(training.progress.position)
         try:
             outcome = training.step(batch, self._between)
         except Diverged as error:
@@ -347,7 +349,8 @@ class Work:
             return
         saving, self._saving = self._saving, None
         try:
-            self._committed = saving.result()
+            with self._pace.waiting():
+                self._committed = saving.result()
         except RemoteError as error:
             if error.kind is not ErrorKind.EXHAUSTED:
                 raise
