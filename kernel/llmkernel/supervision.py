@@ -301,10 +301,12 @@ class Supervision:
             return ""
         if process.state is ProcessState.STARTING and session is None:
             return "does not register" if silent_ns > process.hello_ms * MS else ""
+        is_job = process.job is not None
+        silent_ms = limits.JOB_BEAT_SILENT_MS if is_job else limits.SERVICE_SILENT_MS
         if session is None:  # it was there, left, and lives on
-            return "has no connection" if silent_ns > limits.SERVICE_SILENT_MS * MS else ""
+            return "has no connection" if silent_ns > silent_ms * MS else ""
         beat_ms = (t.now_ns - max(session.beat_ns, process.moved_ns)) // MS
-        if beat_ms > limits.SERVICE_SILENT_MS:
+        if beat_ms > silent_ms:
             return f"no beat for {beat_ms} ms"
         if process.state is ProcessState.STARTING:
             return "is not ready" if silent_ns > limits.STARTING_MS_MAX * MS else ""

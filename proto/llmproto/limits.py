@@ -58,6 +58,8 @@ JOB_LOSSES_MAX: Final = 50
 # a job's process that was told to run and computes no micro-batch for so long is dead, unless it
 # said Working: the largest model that a processor trains takes seconds for one
 JOB_SILENT_MS: Final = 60_000
+# a job's process without a beat for so long is dead: it runs nice, and comes late on busy cores
+JOB_BEAT_SILENT_MS: Final = 15_000
 JOB_STOPPING_MS: Final = 60_000  # from JobPace(stop) to SIGTERM: a large checkpoint is written
 # a started on-demand service that nobody has asked for so long is stopped
 SERVICE_IDLE_MS: Final = 300_000

@@ -367,6 +367,14 @@ def test_a_trainer_that_computes_nothing_is_killed_unless_it_said_so() -> None:
     assert alive(rig, [client, trainer], limits.JOB_SILENT_MS + 1000, held) == []
 
 
+def test_a_nice_process_may_beat_late() -> None:
+    rig, client = boot()
+    begun(rig, client)
+    held = Beat(7, [], [])
+    assert alive(rig, [client], limits.JOB_BEAT_SILENT_MS - 1000, held) == []
+    assert len(alive(rig, [client], 2000, held)) == 1
+
+
 def test_waiting_for_room_in_order() -> None:
     rig, client = boot()
     first, _ = begun(rig, client, cores=3)
