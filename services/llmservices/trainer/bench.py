@@ -218,7 +218,7 @@ def random_rows(vocabulary: int, batch: int, tokens: int) -> Iterator[Batch]:
 
 
 def llama(arguments: argparse.Namespace) -> dict[str, float]:
-    """10 million parameters, 8 rows of 256 tokens."""
+    """10 million parameters, 4 rows of 256 tokens."""
     config = LlamaConfig(
         vocab_size=4096,
         hidden_size=320,
@@ -234,9 +234,9 @@ def llama(arguments: argparse.Namespace) -> dict[str, float]:
     learner = own(config.to_dict(), labels=0)
     assert learner is not None
     learner.load_exported(dict(theirs.named_parameters()))
-    recipe = TrainingRecipe(batch=8, learning_rate=1e-4)
+    recipe = TrainingRecipe(batch=4, learning_rate=1e-4)
     found = compare(
-        random_rows(config.vocab_size, 8, 256),
+        random_rows(config.vocab_size, 4, 256),
         our_turn(learner, recipe),
         trainer_turn(theirs, recipe.learning_rate),
         pairs=arguments.pairs,
@@ -352,7 +352,7 @@ def main(given: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="llmos bench train", description=__doc__)
     parser.add_argument("what", choices=sorted(WHAT))
     parser.add_argument("--threads", type=int, help="all; 1 for system")
-    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=50, help="system: of a turn")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--folder", type=Path, help="minilm: of the encoder")
