@@ -13,9 +13,19 @@ import pytest
 from libllm.client import AsyncClient
 from llmkernel.jobplaces import JOB_NICE
 from llmkernel.testkit.trainer import recipe_of, report, version
+from llmproto import limits
 from llmproto.data import Segment, SegmentAsk
 from llmproto.errors import ErrorKind, RemoteError
-from llmproto.jobs import JobAsk, JobFound, JobKind, JobRow, JobSpawn, JobSpawned, JobState
+from llmproto.jobs import (
+    JobAsk,
+    JobFound,
+    JobKind,
+    JobRow,
+    JobSpawn,
+    JobSpawned,
+    JobState,
+    StepReport,
+)
 from llmproto.threads import Done, ThreadCancel, ThreadResume, ThreadSuspend
 
 from .conftest import EXACT, System, systems
@@ -73,8 +83,15 @@ async def judge(client: AsyncClient, job: bytes, steps: int = STEPS) -> JobRow:
     row = await until(client, job, JobState.DONE)
     recipe = recipe_of(row.name, steps, 50)
     assert (row.step, row.version) == (steps, version(recipe, steps))
-    found = await client._ask(JobAsk(job), JobFound)
-    assert found.reports == [report(recipe, step) for step in range(1, steps + 1)]
+    reports: list[StepReport] = []
+    while not reports or reports[-1].step < steps:
+        found = await client._ask(JobAsk(job, reports[-1].step if reports else 0), JobFound)
+        assert found.reports
+        reports += found.reports
+    # Of a long run the kernel keeps the last ones.
+    first = reports[0].step
+    assert steps - first + 1 >= min(steps, limits.JOB_REPORTS_KEPT)
+    assert reports == [report(recipe, step) for step in range(first, steps + 1)]
     return row
 
 
