@@ -353,7 +353,7 @@ def main(given: list[str]) -> None:
     parser.add_argument("what", choices=sorted(WHAT))
     parser.add_argument("--threads", type=int, help="all; 1 for system")
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=50, help="system: of a turn")
+    parser.add_argument("--steps", type=int, default=40, help="system: of a turn")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--folder", type=Path, help="minilm: of the encoder")
     parser.add_argument("--data", type=Path, help="minilm: a tsv file; nano: the text")
