@@ -32,7 +32,7 @@ def write(path: Path, *rows: object) -> str:
 
 @pytest.fixture
 def answers(tmp_path: Path) -> str:
-    subjects = ("for", "if", "while", "try", "with", "return", "import", "def") * 8
+    subjects = ("for", "if", "while", "try", "with", "return", "import", "def") * 24
     rows = [
         {"prompt": f"The {subject} statement {number}", "completion": " is used to say that."}
         for number, subject in enumerate(subjects)

@@ -3,6 +3,7 @@ lives; a client that resumes by id outlives the gateway too."""
 
 import asyncio
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,13 @@ async def through_openai(url: str, model: str) -> list[str]:
 async def test_openai_client_through_kills(gated: System) -> None:
     async with gated.client() as client:
         url, model = await url_of(client), (await client.model()).name
+        await through_openai(url, model)
+        began_s = time.monotonic()
         wanted = await through_openai(url, model)
+        whole_s = time.monotonic() - began_s
         for victim in ("executor", "tokenizer", "kernel"):
             disturbed = asyncio.create_task(through_openai(url, model))
-            await asyncio.sleep(random.Random(victim).uniform(0.3, 0.6))
+            await asyncio.sleep(random.Random(victim).uniform(0.2, 0.5) * whole_s)
             assert not disturbed.done()
             await strike(client, victim)
             assert await disturbed == wanted, victim
