@@ -19,8 +19,8 @@ from llmservices.executor.contract import Admission, EngineConfig
 from llmservices.executor.core import Engine
 from llmservices.models.decoder import Decoder, Layer, Norm
 from llmservices.models.linear import Linear
+from llmservices.models.native.bindings import open_library
 from llmservices.models.native.decoder import NativeDecoder
-from llmservices.models.native.library import open_library
 from llmservices.models.rope import Rope
 from llmservices.models.shapes import SHAPES
 from llmservices.models.spec import DecoderSpec

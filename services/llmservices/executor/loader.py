@@ -18,8 +18,8 @@ from llmservices.models.decoder import Decoder
 from llmservices.models.encoder import Encoder, EncoderModel
 from llmservices.models.foreign import ForeignEncoder
 from llmservices.models.loading import Model, load
+from llmservices.models.native.bindings import open_library
 from llmservices.models.native.decoder import NativeDecoder, refusal
-from llmservices.models.native.library import open_library
 
 KV_BYTES_DEFAULT = 1 << 30
 RESIDENTS_MAX_DEFAULT = 128

@@ -13,8 +13,8 @@ import torch
 from llmproto.errors import invalid
 
 from llmservices.executor.runner import Work, wanted_rows
+from llmservices.models.native.bindings import BLOCK_TOKENS_MAX, Layer, Plan
 from llmservices.models.native.decoder import NativeDecoder
-from llmservices.models.native.library import BLOCK_TOKENS_MAX, Layer, Plan
 
 
 class NativeRunner:

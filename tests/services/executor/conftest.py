@@ -7,7 +7,7 @@ import pytest
 import torch
 from llmservices.models.decoder import Decoder
 from llmservices.models.loading import load
-from llmservices.models.native.library import Functions
+from llmservices.models.native.bindings import Functions
 from safetensors.torch import save_file
 
 from tests.services.executor.native_models import functions_or_skip

@@ -6,7 +6,7 @@ import torch
 from llmservices.models.decoder import Decoder, Layer, Norm
 from llmservices.models.linear import Linear
 from llmservices.models.native import build
-from llmservices.models.native.library import Functions, open_library
+from llmservices.models.native.bindings import Functions, open_library
 from llmservices.models.native.packing import padded, quantise_int4
 from llmservices.models.rope import Rope
 from llmservices.models.spec import DecoderSpec

@@ -10,7 +10,7 @@ from llmservices.executor import loader
 from llmservices.executor.costs import UNKNOWN_MS, StepCosts
 from llmservices.executor.encoding import EncoderEngine
 from llmservices.executor.loader import Settings, load_engine, threads_for
-from llmservices.models.native.library import Functions
+from llmservices.models.native.bindings import Functions
 
 from ..encoders import make
 

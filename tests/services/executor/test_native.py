@@ -6,8 +6,8 @@ import pytest
 import torch
 from llmservices.executor.native import NativeRunner
 from llmservices.executor.runner import PagedRunner, Work
+from llmservices.models.native.bindings import Functions
 from llmservices.models.native.decoder import NativeDecoder
-from llmservices.models.native.library import Functions
 from llmservices.models.native.packing import quantise_int4
 
 from tests.services.executor.native_models import Small

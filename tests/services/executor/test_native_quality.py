@@ -12,8 +12,8 @@ from llmservices.executor.runner import PagedRunner, Work
 from llmservices.models import embedded_corpus
 from llmservices.models.decoder import Decoder
 from llmservices.models.loading import load
+from llmservices.models.native.bindings import Functions
 from llmservices.models.native.decoder import NativeDecoder
-from llmservices.models.native.library import Functions
 from tokenizers import Tokenizer
 
 MODELS = files("llmservices.models")

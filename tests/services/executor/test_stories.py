@@ -13,8 +13,8 @@ from llmservices.executor.core import Engine
 from llmservices.executor.runner import PagedRunner, Work
 from llmservices.models.decoder import Decoder
 from llmservices.models.loading import load
+from llmservices.models.native.bindings import Functions
 from llmservices.models.native.decoder import NativeDecoder
-from llmservices.models.native.library import Functions
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 

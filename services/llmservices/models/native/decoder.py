@@ -11,7 +11,7 @@ from llmservices.models.decoder import Decoder, Norm
 from llmservices.models.decoder import Layer as TorchLayer
 from llmservices.models.linear import Linear
 from llmservices.models.native import packing
-from llmservices.models.native.library import (
+from llmservices.models.native.bindings import (
     BFLOAT16,
     FLOAT32,
     Functions,

@@ -11,7 +11,7 @@ import msgspec
 import torch
 from torch.nn import functional
 
-from llmservices.models.native.library import (
+from llmservices.models.native.bindings import (
     BFLOAT16,
     FLOAT32,
     INT4,

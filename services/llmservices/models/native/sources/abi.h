@@ -1,7 +1,7 @@
 // What crosses between Python and the library: plain C structs of pointers and numbers.
 //
 // Python owns every buffer that a struct here points to and keeps it for as long as the engine
-// lives; the library owns the engine.  `library.py` declares the same structs for ctypes; the two
+// lives; the library owns the engine.  `bindings.py` declares the same structs for ctypes; the two
 // are kept together by the digest of all sources, which the library carries.
 #pragma once
 #include <stdint.h>
