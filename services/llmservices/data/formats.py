@@ -71,12 +71,6 @@ class Shape(msgspec.Struct, frozen=True):
     input: str | None = None
     """Alpaca's optional third column."""
 
-    @property
-    def text_columns(self) -> tuple[str, ...]:
-        """Those that hold a text each, in reading order."""
-        named = (self.prompt, self.input, self.completion, self.text, self.pair)
-        return tuple(name for name in named if name is not None)
-
 
 def detect(recipe: DataRecipe, columns: Collection[str], task: Task | None) -> Shape:
     """The shape of rows with these columns; INVALID that names them where none or several fit."""
