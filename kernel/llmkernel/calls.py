@@ -147,7 +147,10 @@ class Calls:
         if job is not None:
             self._jobs.cancel(job)
         else:
-            self._lifecycle.cancel(self._thread(asker, call.thread))
+            thread = self._thread(asker, call.thread)
+            self._lifecycle.cancel(thread)
+            if call.forget:
+                self._lifecycle.drop(thread)
         return Done()
 
     def _suspend(self, asker: Asker, call: ThreadSuspend) -> Message:

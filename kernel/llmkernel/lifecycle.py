@@ -14,6 +14,7 @@ from llmproto.threads import (
     END_ERROR,
     END_STOP,
     Committed,
+    SinkDrop,
     SinkOpen,
     ThreadSpawn,
     ThreadSpawned,
@@ -364,6 +365,13 @@ class Lifecycle:
         """Their ends were consumed."""
         if threads:
             self._t.record(ThreadsForgotten([thread.id for thread in threads], self._t.now_ns))
+
+    def drop(self, thread: Thread) -> None:
+        """Nobody will read a thread that has ended: forget it, and let its sink forget it."""
+        self.forget([thread])
+        sink = self._t.sessions.of_service(thread.sink)
+        if sink is not None and sink.reconciled:
+            self._t.send(sink, SinkDrop([thread.id]))
 
     # --- changes ----------------------------------------------------------------------------------
 

@@ -135,6 +135,9 @@ class ThreadCancel(Message, frozen=True):
     Failed(STALE | DENIED)."""
 
     thread: Thread
+    forget: bool = False
+    """Nobody will read it any more: once this is answered its context is forgotten, too, and no
+    acknowledgement of its end is waited for."""
 
 
 class ThreadSuspend(Message, frozen=True):

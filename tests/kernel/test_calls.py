@@ -37,6 +37,7 @@ from llmproto.operation import (
 from llmproto.tenants import KeyAdd, KeyPresent, KeyPresented, KeyRemove, Keys, KeysAsk
 from llmproto.threads import (
     Done,
+    SinkDrop,
     ThreadAdopt,
     ThreadCancel,
     ThreadRenice,
@@ -166,6 +167,16 @@ def test_threads_of_other_tenants_are_neither_seen_nor_touched() -> None:
     (rows,) = client.say(ThreadsAsk(limit=1))
     assert isinstance(rows, Threads) and (len(rows.rows), rows.total) == (1, 2)
     assert client.say(ThreadCancel(theirs)) == [Done()]
+
+
+def test_what_is_cancelled_to_be_forgotten_is_gone_when_that_is_answered() -> None:
+    rig, client, tokenizer = boot()
+    thread = rig.spawn(client, tokenizer)
+    tokenizer.heard.clear()
+    assert client.say(ThreadCancel(thread, forget=True)) == [Done()]
+    assert not rig.kernel.tables.state.threads
+    assert [message for _, message in tokenizer.heard][-1] == SinkDrop([thread])
+    assert refusal(client.say(ThreadCancel(thread, forget=True)))[0] is ErrorKind.STALE
 
 
 def test_a_list_of_threads_fits_a_message(monkeypatch: pytest.MonkeyPatch) -> None:

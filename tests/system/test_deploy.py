@@ -114,29 +114,41 @@ async def stored(booted: Boot, folder: Path, config: str = CONFIG) -> AsyncItera
         yield Store(system, client, saved)
 
 
-async def traffic(store: Store, over: asyncio.Event) -> set[str]:
-    """STREAMS requests at once, each again when it ends; which versions answered."""
+class Traffic:
+    """STREAMS requests at once, each again when it ends."""
 
-    async def stream(ask: Ask) -> set[str]:
-        seen: set[str] = set()
-        while not over.is_set():
-            seen.add(store.check(ask, await complete(store.client, ask)))
-        return seen
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._over = False
+        self._seen: asyncio.Queue[str] = asyncio.Queue()
+        self._running = asyncio.gather(*map(self._stream, ASKS))
 
-    return set().union(*await asyncio.gather(*map(stream, ASKS)))
+    async def _stream(self, ask: Ask) -> None:
+        while not self._over:
+            self._seen.put_nowait(self._store.check(ask, await complete(self._store.client, ask)))
+
+    async def until_seen(self, version: str) -> None:
+        """Until one of them was answered by this version."""
+        async with asyncio.timeout(30):
+            while await self._seen.get() != version:
+                pass
+
+    async def stop(self) -> None:
+        """Each reads its last answer to the end."""
+        self._over = True
+        await self._running
 
 
 async def swap_under_streams(store: Store, swaps: int) -> None:
     await store.learn()
     assert store.twins[store.a.reference, ASKS[0]] != store.twins[store.b.reference, ASKS[0]]
-    over = asyncio.Event()
-    running = asyncio.create_task(traffic(store, over))
+    running = Traffic(store)
     for number in range(swaps):
         version = (store.b, store.a)[number % 2]
         await store.client.deploy(version.reference)
         store.check(ASKS[0], await complete(store.client, ASKS[0]))
-    over.set()
-    assert await running == {store.a.reference, store.b.reference}
+        await running.until_seen(version.reference)
+    await running.stop()
     await until_alone(store.client, (await row_of(store.client)).model)
 
 
@@ -207,8 +219,7 @@ async def test_what_is_refused_and_what_is_taken_back(booted: Boot, tmp_path: Pa
 async def test_killed_in_the_middle_of_a_deploy(booted: Boot, tmp_path: Path) -> None:
     async with stored(booted, tmp_path) as store:
         await store.learn()
-        over = asyncio.Event()
-        running = asyncio.create_task(traffic(store, over))
+        running = Traffic(store)
         for number, victim in enumerate(("store", "tokenizer", "kernel", "executor")):
             version = (store.b, store.a)[number % 2]
             deploying = asyncio.create_task(store.client.deploy(version.reference))
@@ -221,6 +232,5 @@ async def test_killed_in_the_middle_of_a_deploy(booted: Boot, tmp_path: Path) ->
         await asyncio.sleep(0.01)
         await strike(store.client, "store")
         assert (await back).model == before  # once, though it was asked for twice
-        over.set()
-        await running
+        await running.stop()
         await store.system.until_settled(store.client)

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from llmproto.operation import ThreadState
 
 from .conftest import System, find, strike
 from .http_load import Resuming, bodies, forget_all, url_of
@@ -83,11 +84,26 @@ async def test_resumed_over_a_gateway_kill(gated: System, other: str | None) -> 
         await gated.until_settled(client)
 
 
+async def test_what_was_deleted_stays_deleted(gated: System) -> None:
+    """Once DELETE is answered, nothing that dies brings the stream back."""
+    async with gated.client() as client:
+        url, model = await url_of(client), (await client.model()).name
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+            reader = Resuming()
+            await reader.read(http, {**bodies()[0], "model": model})
+            assert [row.state for row in await client.threads()] == [ThreadState.ENDED]
+            answer = await http.delete(f"/v1/streams/{reader.stream}")
+            await asyncio.gather(strike(client, "gateway"), strike(client, "tokenizer"))
+        assert answer.status_code == 200
+        assert not await client.threads()
+        await gated.until_settled(client)
+
+
 async def test_a_client_process_and_the_gateway(
     gated: System, twins: Twins, tmp_path: Path
 ) -> None:
     """Whoever speaks the protocol does not need the gateway, dead or alive."""
-    asks = [ask for ask in load(16, 100) if ask.choices == 1]
+    asks = [ask for ask in load(16, 600) if ask.choices == 1]
     async with gated.client() as client:
         wanted = await twins.of(client, asks)
         requests = requests_of(asks)

@@ -197,11 +197,11 @@ class Routes:
         return EventStream(reading, events, names=[name])
 
     async def cancel(self, request: Request, call: Call) -> Response:
-        """End a stream, whoever reads it."""
+        """End a stream, whoever reads it; it is forgotten once this is answered."""
         name = read_name(request.path_params["stream"])
         reading = self._reading(call, resumable=True)
         try:
-            await reading.resume(name.stream, offset=0, scores=0)
+            await reading.forget(name.stream)
         finally:
             reading.close(cancel=True)
         return _json(StreamDeleted(str(name)))

@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from libllm.events import StreamRow
+from llmproto.errors import ErrorKind, RemoteError
 from llmproto.generation import Accepted, Attached
+from llmproto.threads import Done, ThreadCancel
 from starlette.types import Receive
 
 from llmservices.gateway.core import Wanted
@@ -84,6 +86,16 @@ class Reading:
             tenant=self._tenant,
             patience_ms=ACCEPT_MS,
         )
+
+    async def forget(self, stream: bytes) -> None:
+        """End a stream and its thread; where this returns, the kernel has forgotten it."""
+        attached = await self.resume(stream, offset=0, scores=0)
+        ask = ThreadCancel(attached.thread, forget=True)
+        try:
+            await self._llm.call(ask, Done, tenant=self._tenant, patience_ms=ACCEPT_MS)
+        except RemoteError as error:
+            if error.kind is not ErrorKind.STALE:  # forgotten meanwhile is as good
+                raise
 
     async def take(self, *, patience_s: float | None = None) -> list[StreamRow]:
         """The next rows of any of them; see Inbox."""

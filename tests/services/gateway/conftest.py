@@ -39,6 +39,7 @@ from llmproto.models import (
 )
 from llmproto.operation import Status, StatusAsk
 from llmproto.tenants import KeyPresent, KeyPresented
+from llmproto.threads import Done, ThreadCancel
 from llmservices.gateway.app import application
 from llmservices.gateway.keys import Keys
 from llmservices.gateway.llm import Inbox, MessageT
@@ -200,6 +201,8 @@ class FakeLlm:
                 return ModelFound(entry())
             case StatusAsk():
                 return self.status
+            case ThreadCancel(forget=True):
+                return Done()
             case MetricsAsk():
                 return MetricsText("llmos_up 1\n")
             case TokenizeAsk(prompt=prompt):
