@@ -368,14 +368,13 @@ class Calls:
             if failed
             else ModelState.IDLE
         )
-        info = ready[0].ready_info if ready else None
         return ModelRow(
             model=model,
             state=state,
             replicas=len(ready),
             threads=t.state.threads.living.get(model.name, 0),
             default=model.name == default,
-            path=info.path if info is not None else "",
+            path=ready[0].path if ready else "",
             detail=failure.detail if failure is not None and failed else "",
         )
 
@@ -415,6 +414,7 @@ class Calls:
             doing=process.doing,
             model=process.model or "",
             threads=len(process.residents) + process.running,
+            path=process.path,
         )
 
     def _kill(self, asker: Asker, call: ProcessKill) -> Message:

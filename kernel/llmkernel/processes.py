@@ -143,6 +143,11 @@ class Process:
         return bool(self.residents) or self.running
 
     @property
+    def path(self) -> str:
+        """Precision and code path in use, of an executor that is ready; else empty."""
+        return "" if self.ready_info is None else self.ready_info.path
+
+    @property
     def alive(self) -> bool:
         """It has a pid as far as we know."""
         return self.state in (ProcessState.STARTING, ProcessState.READY, ProcessState.STOPPING)

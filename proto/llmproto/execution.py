@@ -25,8 +25,8 @@ class ExecutorReady(Message, frozen=True):
     block_tokens: Int53
     residents_max: Int53
     """Threads that it takes at once."""
-    path: Annotated[str, Meta(max_length=limits.NAME_BYTES_MAX)] = ""
-    """For people: precision and code path in use (`float32 torch exact`)."""
+    path: Detail = ""
+    """For people: precision, device and code path in use (`bfloat16 cpu native avx2 fast`)."""
     memory_bytes: Int53 = 0
     """Weights and KV cache."""
 

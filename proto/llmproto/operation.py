@@ -46,6 +46,8 @@ class ProcessRow(msgspec.Struct, frozen=True):
     """What it announced with Working, or why it waits."""
     model: str = ""
     threads: Int53 = 0
+    path: str = ""
+    """Precision and code path in use, of an executor that is ready."""
 
 
 class ProcessesAsk(Message, frozen=True):

@@ -293,6 +293,10 @@ def test_ps_and_status() -> None:
         ("gateway", 0, ""),
     ]
     assert rows.rows[3].lease is not None
+    paths = {row.role: row.path for row in rows.rows if row.path}
+    assert paths == {"executor": "float32 cpu torch exact"}
+    (models,) = client.say(ModelsAsk())
+    assert isinstance(models, Models) and models.rows[0].path == paths["executor"]
     (status,) = client.say(StatusAsk())
     assert isinstance(status, Status)
     assert (status.ready, status.threads_running, status.http) == (True, 1, "http://127.0.0.1:1")

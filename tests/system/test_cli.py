@@ -123,6 +123,21 @@ def test_run_prints_the_text_alone(served: System) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, first["text"], "")
 
 
+def test_ps_names_the_precision_and_the_path_in_use(served: System) -> None:
+    """The same words as `models` has, which are the executor's own; of nobody else."""
+    document(served, "run", MODEL, "A list", "--max-tokens", "1")
+    rows = {row["name"]: row for row in document(served, "ps")}
+    paths = {row["role"]: row["path"] for row in rows.values() if row["path"]}
+    assert list(paths) == ["executor"]
+    precision, device, kind, *_, mode = paths["executor"].split("(")[0].split()
+    assert (precision, device, mode) == ("float32", "cpu", "exact")
+    assert kind in ("native", "torch")
+    assert paths["executor"] == document(served, "models")["models"][0]["path"]
+    with libllm.connect(served.home.root) as llm:
+        assert {row.path for row in llm.ps() if row.role == "executor"} == {paths["executor"]}
+    assert paths["executor"] in run_llmos("ps", home=served.home.root).stdout
+
+
 def test_kill(served: System) -> None:
     home = served.home.root
 

@@ -280,6 +280,7 @@ def executor_ready(model: str, **changes: int) -> ExecutorReady:
         blocks=figures["blocks"],
         block_tokens=figures["block_tokens"],
         residents_max=figures["residents_max"],
+        path="float32 cpu torch exact",
     )
 
 

@@ -29,7 +29,7 @@ def processes(rows: Sequence[ProcessRow]) -> Table:
                 duration(row.uptime_ms),
                 _lease(row),
                 str(row.threads) if row.threads else "-",
-                " ".join(part for part in (row.model, row.doing) if part),
+                " ".join(part for part in (row.model, row.path, row.doing) if part),
             )
             for row in rows
         ],

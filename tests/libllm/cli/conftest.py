@@ -77,6 +77,7 @@ def process(name: str, role: str, pid: int, *, incarnation: int = 1) -> ProcessR
         lease=Lease(device="cpu", cores=[0, 1], memory_bytes=1 << 30) if pid == 12 else None,
         model="embedded" if role == "executor" else "",
         threads=1 if role == "executor" else 0,
+        path="bfloat16 cpu native avx512_bf16 fast" if role == "executor" else "",
     )
 
 

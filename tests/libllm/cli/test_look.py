@@ -9,7 +9,8 @@ def test_ps(llmos: CommandLine) -> None:
     head, kernel, executor, _ = llmos("ps").stdout.splitlines()
     assert head.split() == ["NAME", "PID", "STATE", "INC", "UPTIME", "LEASE", "THR", "DOING"]
     assert kernel.split() == ["kernel", "11", "ready", "1", "1m02s", "-", "-"]
-    assert executor.split()[-5:] == ["cpu:2", "1.0", "GB", "1", "embedded"]
+    assert executor.split()[-10:-5] == ["cpu:2", "1.0", "GB", "1", "embedded"]
+    assert executor.split()[-5:] == ["bfloat16", "cpu", "native", "avx512_bf16", "fast"]
 
 
 def test_ps_as_a_document(llmos: CommandLine) -> None:
