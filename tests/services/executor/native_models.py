@@ -103,6 +103,21 @@ def rounded(weight: torch.Tensor, precision: str) -> torch.Tensor:
     return (numbers * scales).flatten(1)[: len(weight), : weight.shape[1]].contiguous()
 
 
+def int4_errors(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squared error of each group of 32 along the depth: ours, and that of q4_0's rule (the number
+    of greatest magnitude becomes -8, the scale has half precision) on the same numbers."""
+    groups = padded(weight)
+    numbers, scales = quantise_int4(groups)
+    groups = groups.view(len(groups), -1, 32)
+    ours = (groups - numbers * scales).square().sum(-1)
+    widest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+    scale = widest / -8
+    inverse = torch.where(scale != 0, 1 / scale, 0.0)
+    plain = (groups * inverse + 8.5).floor().clamp(0, 15) - 8
+    theirs = (groups - plain * scale.half().float()).square().sum(-1)
+    return ours, theirs
+
+
 def functions_or_skip() -> Functions:
     """The library that the installation has built. Tests do not compile: it takes half a minute of
     a core."""

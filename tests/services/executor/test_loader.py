@@ -1,15 +1,18 @@
 """From settings to an engine that is warm."""
 
+import json
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 from libllm.config import ExecutorConfig
 from llmproto.errors import ErrorKind, RemoteError
 from llmservices.executor import loader
 from llmservices.executor.costs import UNKNOWN_MS, StepCosts
 from llmservices.executor.encoding import EncoderEngine
 from llmservices.executor.loader import Settings, load_engine, threads_for
+from llmservices.models.loading import load
 from llmservices.models.native.bindings import Functions
 
 from ..encoders import make
@@ -68,6 +71,24 @@ def test_the_path_names_precision_and_instructions(
     engine = load_engine(settings(tiny_folder, config), lambda plan: None)
     best = functions.llm_isas().decode().split()[0]
     assert engine.path == f"{precision} cpu native {best} {mode}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_nobody_gets_less_than_the_checkpoints_precision_unasked(
+    tiny_folder: Path, tmp_path: Path, dtype: str
+) -> None:
+    """Whatever the configuration leaves open; int8 and int4 are never chosen."""
+    assert (ExecutorConfig().dtype, ExecutorConfig().weights) == ("auto", "auto")
+    config = json.loads((tiny_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
+    (tmp_path / "model.safetensors").symlink_to(tiny_folder / "model.safetensors")
+    engine = load_engine(settings(tmp_path, ExecutorConfig()), lambda plan: None)
+    assert engine.path.split()[0] == dtype
+    model = load(tmp_path, device=torch.device("cpu"))
+    assert model.dtype == getattr(torch, dtype)
+    # Two bytes a number at least: no matrix was made narrower under another name.
+    held = engine.memory_bytes - engine.blocks * engine.config.block_tokens * model.kv_token_bytes
+    assert held >= model.weight_bytes
 
 
 def test_torch_serves_where_it_is_asked_for(tiny_folder: Path) -> None:

