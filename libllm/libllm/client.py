@@ -352,9 +352,10 @@ class AsyncClient:
             if error.kind is not ErrorKind.UNAVAILABLE or target != "kernel":
                 raise
 
-    async def cancel(self, thread: bytes | str) -> None:
-        """End a thread within a step."""
-        await self._ask(ThreadCancel(_id(thread, 8, "thread")), Done)
+    async def cancel(self, thread: bytes | str, *, forget: bool = False) -> None:
+        """End a thread within a step.  `forget`: nobody will resume it, so that nothing of it is
+        kept from here on."""
+        await self._ask(ThreadCancel(_id(thread, 8, "thread"), forget), Done)
 
     async def suspend(self, thread: bytes | str) -> None:
         """Take a thread off its device; its context stays."""

@@ -289,9 +289,9 @@ class Client:
         """Signal a process by its name, or cancel a thread by its id."""
         self._loop.run(self._client.kill(target, signal=signal))
 
-    def cancel(self, thread: bytes | str) -> None:
-        """End a thread within a step."""
-        self._loop.run(self._client.cancel(thread))
+    def cancel(self, thread: bytes | str, *, forget: bool = False) -> None:
+        """End a thread within a step.  `forget`: nobody will resume it."""
+        self._loop.run(self._client.cancel(thread, forget=forget))
 
     def suspend(self, thread: bytes | str) -> None:
         """Take a thread off its device; its context stays."""

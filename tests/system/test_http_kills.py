@@ -116,4 +116,5 @@ async def test_a_client_process_and_the_gateway(
         lines = reader.lines
         found = await asyncio.gather(*(read_on(client, one, lines) for one, _ in unfinished))
         assert_equal(found, [twin for _, twin in unfinished])
+        await reader.forget_read(client)
         await gated.until_settled(client)
