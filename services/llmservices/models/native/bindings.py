@@ -112,6 +112,10 @@ class Functions(Protocol):
 
     def llm_prefer_large_pages(self, start: int, size: int, /) -> None: ...
 
+    def llm_read_bandwidth(self, start: int, size: int, threads: int, isa: bytes, /) -> float: ...
+
+    def llm_dot_peak(self, kind: int, rounds: int, threads: int, isa: bytes, /) -> float: ...
+
     def llm_trim(self) -> None: ...
 
 
@@ -142,6 +146,20 @@ def open_library(path: Path = build.LIBRARY) -> Functions | str:
     library.llm_close.restype = None
     library.llm_prefer_large_pages.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     library.llm_prefer_large_pages.restype = None
+    library.llm_read_bandwidth.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int32,
+        ctypes.c_char_p,
+    ]
+    library.llm_read_bandwidth.restype = ctypes.c_double
+    library.llm_dot_peak.argtypes = [
+        ctypes.c_int32,
+        ctypes.c_int64,
+        ctypes.c_int32,
+        ctypes.c_char_p,
+    ]
+    library.llm_dot_peak.restype = ctypes.c_double
     library.llm_trim.argtypes = []
     library.llm_trim.restype = None
     functions: Functions = library  # ctypes finds functions by name

@@ -27,7 +27,7 @@ FLAGS: Final = (
 )  # fmt: skip
 _AVX512: Final = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
 UNITS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
-    "any": {"native.cpp": (), "pool.cpp": (), "isa_baseline.cpp": ()},
+    "any": {"native.cpp": (), "peaks.cpp": (), "pool.cpp": (), "isa_baseline.cpp": ()},
     "x86_64": {
         "isa_avx2.cpp": ("-mavx2", "-mfma"),
         "isa_avx512_vnni.cpp": _AVX512,

@@ -97,6 +97,11 @@ LLM_API int32_t llm_step(LlmEngine *engine, const LlmPlan *plan);
 LLM_API void llm_close(LlmEngine *engine);
 // Asks for large pages under a buffer that is about to be filled.
 LLM_API void llm_prefer_large_pages(void *start, int64_t bytes);
+// Bytes a second at which so many threads read a buffer once, or 0 where `isa` cannot run here.
+LLM_API double llm_read_bandwidth(const void *start, int64_t bytes, int32_t threads, const char *isa);
+// Operations a second (a product and a sum are two) of dot products of a kind, out of registers, on
+// so many threads; 0 where `isa` cannot run here.  A round takes some nanoseconds.
+LLM_API double llm_dot_peak(int32_t kind, int64_t rounds, int32_t threads, const char *isa);
 // Gives freed memory back to the system, where the allocator keeps it.
 LLM_API void llm_trim(void);
 

@@ -56,10 +56,32 @@ struct LlmEngine {
     const LlmPlan *plan;
 };
 
+constexpr int64_t READING_PIECE = 1 << 16; // bytes
+
+// Memory that threads read together, once.
+struct Reading {
+    const char *start;
+    int64_t bytes;
+    int threads;
+    int64_t taken;
+};
+
+// Dot products that every thread computes by itself.
+struct Dots {
+    int32_t kind;
+    int64_t rounds;
+    int64_t operations; // of one thread, when they are done
+};
+
 struct Kernels {
     const char *name;
     void (*step)(void *engine, int thread);
+    void (*read)(void *reading, int thread);
+    void (*dots)(void *dots, int thread);
 };
+
+// The best that runs here and has this name, or any where none is given; null where there is none.
+const Kernels *kernels_named(const char *name);
 
 extern "C" {
 extern const Kernels kernels_baseline;

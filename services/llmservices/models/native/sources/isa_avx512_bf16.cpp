@@ -2,6 +2,7 @@
 #define HAS_VNNI
 #define HAS_BF16_DOT
 #define WIDTH 16
+#include "peaks.h"
 #include "step.h"
 
-extern "C" const Kernels kernels_avx512_bf16 = {"avx512_bf16", step_on_thread};
+extern "C" const Kernels kernels_avx512_bf16 = {"avx512_bf16", step_on_thread, read_on_thread, dots_on_thread};

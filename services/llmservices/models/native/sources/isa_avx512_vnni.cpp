@@ -1,6 +1,7 @@
 // AVX-512 with integer dot products.
 #define HAS_VNNI
 #define WIDTH 16
+#include "peaks.h"
 #include "step.h"
 
-extern "C" const Kernels kernels_avx512_vnni = {"avx512_vnni", step_on_thread};
+extern "C" const Kernels kernels_avx512_vnni = {"avx512_vnni", step_on_thread, read_on_thread, dots_on_thread};

@@ -1,5 +1,6 @@
 // What every processor of the architecture has: SSE2, or NEON.
 #define WIDTH 4
+#include "peaks.h"
 #include "step.h"
 
-extern "C" const Kernels kernels_baseline = {"baseline", step_on_thread};
+extern "C" const Kernels kernels_baseline = {"baseline", step_on_thread, read_on_thread, dots_on_thread};

@@ -39,12 +39,6 @@ const Kernels *const CHOICES[] = {
     &kernels_baseline,
 };
 
-const Kernels *choose(const char *name) {
-    for (const Kernels *kernels : CHOICES)
-        if (runs_here(kernels) && (!name || !*name || !strcmp(name, kernels->name))) return kernels;
-    return nullptr;
-}
-
 // Cuts one allocation into buffers.  A first pass with no memory counts.
 struct Cutter {
     char *memory = nullptr;
@@ -107,6 +101,12 @@ void cut(LlmEngine *engine, Cutter &cutter) {
 
 } // namespace
 
+const Kernels *kernels_named(const char *name) {
+    for (const Kernels *kernels : CHOICES)
+        if (runs_here(kernels) && (!name || !*name || !strcmp(name, kernels->name))) return kernels;
+    return nullptr;
+}
+
 const char *llm_digest(void) { return LLM_DIGEST; }
 
 const char *llm_isas(void) {
@@ -126,7 +126,7 @@ int64_t llm_block_bytes(const LlmModel *model) {
 }
 
 LlmEngine *llm_open(const LlmModel *model, int32_t threads, int32_t rows_max, const char *isa) {
-    const Kernels *kernels = choose(isa);
+    const Kernels *kernels = kernels_named(isa);
     if (!kernels || threads < 1) return nullptr;
     LlmEngine *engine = new (std::nothrow) LlmEngine();
     if (!engine) return nullptr;
