@@ -34,7 +34,7 @@ def test_it_measures_through_the_command_line() -> None:
         "tiny",
         "--streams",
         "2",
-        "--prompt",
+        "--context",
         "8",
         "--output",
         "4",
@@ -42,6 +42,9 @@ def test_it_measures_through_the_command_line() -> None:
         "1",
         "--threads",
         "1",
+        "--buffer-mib",
+        "2",
+        "--json",
     ]
     done = subprocess.run(
         [sys.executable, "-m", "libllm.cli", "bench", "core", *sizes],
@@ -51,4 +54,4 @@ def test_it_measures_through_the_command_line() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)
+    assert len(json.loads(done.stdout)["figures"]) == 1
