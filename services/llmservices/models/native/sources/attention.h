@@ -19,6 +19,7 @@ template <class Dot> struct Paged {
     static constexpr int VALUE = Dot::DEPTHS == 1 ? 4 : 2;            // bytes of a key's or value's number
     static constexpr int QUERY = Dot::A_BYTES / Dot::DEPTHS;          // bytes of a query's or weight's
     static constexpr int CHUNK = CHUNK_BLOCKS * HALF;
+    static constexpr int DEGREE = VALUE == 2 ? 5 : 6; // of the exponential's polynomial
 
     const LlmEngine &engine;
     const LlmLayer &layer;
@@ -43,6 +44,11 @@ template <class Dot> struct Paged {
         else
             ((float *)to)[at] = value;
     }
+    void put_query(char *to, const float *from) const {
+        int64_t d = 0;
+        for (; QUERY == 2 && d + WIDTH <= dims; d += WIDTH) store_bf16((uint16_t *)to + d, load(from + d));
+        for (; d < dims; d++) put_query(to, d, from[d]);
+    }
 
     char *keys(int64_t block, int64_t head) const {
         return (char *)layer.cache + (block * 2 * kv_heads + head) * part_bytes;
@@ -65,10 +71,18 @@ template <class Dot> struct Paged {
         for (int r = 0; r < ROWS; r++)
             for (int i = 0; i < HALVES * VECTORS; i++) store(scores + r * CHUNK + i * WIDTH, sums[r][i]);
     }
+    // The first tile asks for what comes next: keys of the blocks after these, and their values.
     template <int ROWS> void score_chunk(const char *queries, const int32_t *blocks, int64_t count, int64_t head,
-                                         float *scores) const {
+                                         float *scores, bool ask) const {
+        if (ask)
+            for (int64_t j = 0; j < count && j < TILE_HALVES; j++) ask_for(keys(blocks[j], head));
         int64_t j = 0;
         for (; j + TILE_HALVES <= count; j += TILE_HALVES) {
+            if (ask)
+                for (int64_t next = j; next < j + TILE_HALVES; next++) {
+                    if (next + TILE_HALVES < count) ask_for(keys(blocks[next + TILE_HALVES], head));
+                    ask_for(values(blocks[next], head));
+                }
             const char *const b[2] = {keys(blocks[j], head), keys(blocks[j + TILE_HALVES - 1], head)};
             score<ROWS, TILE_HALVES>(queries, b, scores + j * HALF);
         }
@@ -106,14 +120,14 @@ template <class Dot> struct Paged {
 
     template <int ROWS>
     MEMBER void score_of(int rows, const char *queries, const int32_t *blocks, int64_t count, int64_t head,
-                         float *scores) const {
+                         float *scores, bool ask) const {
         if constexpr (ROWS == 1) {
-            score_chunk<1>(queries, blocks, count, head, scores);
+            score_chunk<1>(queries, blocks, count, head, scores, ask);
         } else {
             if (rows == ROWS)
-                score_chunk<ROWS>(queries, blocks, count, head, scores);
+                score_chunk<ROWS>(queries, blocks, count, head, scores, ask);
             else
-                score_of<ROWS - 1>(rows, queries, blocks, count, head, scores);
+                score_of<ROWS - 1>(rows, queries, blocks, count, head, scores, ask);
         }
     }
     template <int ROWS>
@@ -129,38 +143,54 @@ template <class Dot> struct Paged {
         }
     }
 
-    // Scores of one query become weights; the running maximum and sum move on.
-    MEMBER void weigh(const float *scores, int64_t first_block, int64_t count, int64_t position, char *weights,
-                      float *maximum, float *mass, float *factor) const {
-        const int64_t tokens = engine.model.block_tokens;
-        const int64_t least = layer.window ? position - layer.window + 1 : 0;
-        vi lanes;
-        for (int i = 0; i < WIDTH; i++) lanes[i] = i;
-        vf kept[CHUNK / WIDTH];
+    // What one query sees of a chunk: of block j the slots low(j) .. high(j).
+    struct Seen {
+        int64_t position, least, begin, tokens; // `begin`: position of the chunk's first key
+        int32_t high(int64_t j) const { return (int32_t)between(-1, position - begin - j * tokens, tokens - 1); }
+        int32_t low(int64_t j) const { return (int32_t)between(0, least - begin - j * tokens, HALF); }
+        static int64_t between(int64_t low, int64_t value, int64_t high) {
+            return value < low ? low : value > high ? high : value;
+        }
+        bool whole(int64_t count) const {
+            return tokens == HALF && least <= begin && position >= begin + count * HALF - 1;
+        }
+    };
+
+    // Scores of one query become weights; the running maximum and sum move on.  Exponents have base
+    // two.  Most chunks are seen as a whole and need no masks.
+    MEMBER void weigh(const float *scores, int64_t count, const Seen &seen, char *weights, float *maximum, float *mass,
+                      float *factor) const {
+        if (seen.whole(count))
+            weigh_as<false>(scores, count, seen, weights, maximum, mass, factor);
+        else
+            weigh_as<true>(scores, count, seen, weights, maximum, mass, factor);
+    }
+    template <bool MASKED>
+    MEMBER void weigh_as(const float *scores, int64_t count, const Seen &seen, char *weights, float *maximum,
+                         float *mass, float *factor) const {
+        const float scale = engine.model.attention_scale * 1.44269504088896341f;
+        vi lanes[VECTORS], shown[CHUNK / WIDTH];
+        for (int i = 0; i < HALF; i++) lanes[i / WIDTH][i % WIDTH] = i;
         const vf hidden = all(-__builtin_inff());
         vf top = hidden;
-        for (int64_t j = 0; j < count; j++) {
-            const int64_t begin = (first_block + j) * tokens;
-            int64_t high = position - begin, low = least - begin;
-            high = high < tokens ? high : tokens - 1;
-            low = low < HALF ? low : HALF;
-            high = high > -1 ? high : -1;
-            low = low > 0 ? low : 0;
+        for (int64_t j = 0; j < count; j++)
             for (int i = 0; i < VECTORS; i++) {
-                const vi at = lanes + i * WIDTH;
-                const vf value = load(scores + j * HALF + i * WIDTH) * engine.model.attention_scale;
-                const vf seen = at <= all_int((int32_t)high) ? value : hidden;
-                kept[j * VECTORS + i] = at >= all_int((int32_t)low) ? seen : hidden;
-                top = greater(kept[j * VECTORS + i], top);
+                vf value = load(scores + j * HALF + i * WIDTH);
+                if (MASKED) {
+                    const vi show = (lanes[i] <= all_int(seen.high(j))) & (lanes[i] >= all_int(seen.low(j)));
+                    shown[j * VECTORS + i] = show;
+                    value = show ? value : hidden;
+                }
+                top = greater(value, top);
             }
-        }
-        const float before = *maximum, chunk = greatest(top);
+        const float before = *maximum, chunk = greatest(top) * scale;
         const float now = chunk > before ? chunk : before;
         const vf base = all(now > -__builtin_inff() ? now : 0.0f);
-        *factor = exponential(all(before) - base)[0];
+        *factor = power_of_two<DEGREE>(all(before) - base)[0];
         vf sum = vf{};
         for (int64_t i = 0; i < count * VECTORS; i++) {
-            const vf weight = exponential(kept[i] - base);
+            vf weight = power_of_two<DEGREE>(load(scores + i * WIDTH) * scale - base);
+            if (MASKED) weight = shown[i] ? weight : vf{};
             sum += weight;
             if (QUERY == 2)
                 store_bf16((uint16_t *)weights + i * WIDTH, weight);
@@ -169,6 +199,10 @@ template <class Dot> struct Paged {
         }
         *mass = *mass * *factor + total(sum);
         *maximum = now;
+    }
+
+    void ask_for(const char *part) const {
+        for (int64_t i = 0; i < part_bytes; i += 64) __builtin_prefetch(part + i, 0, 3);
     }
 
     // Rows first .. last - 1 of a segment, for the queries of one key-value head.
@@ -182,7 +216,7 @@ template <class Dot> struct Paged {
         for (int64_t a = 0; a < queries; a++) {
             const float *from = engine.qkv + (segment_row + first + a / shared) * qkv_stride + (head * shared + a % shared) * dims;
             char *to = scratch.queries + a * wide * QUERY;
-            for (int64_t d = 0; d < dims; d++) put_query(to, d, from[d]);
+            put_query(to, from);
             for (int64_t d = dims; d < wide; d++) put_query(to, d, 0.0f);
             scratch.maxima[a] = -__builtin_inff();
             scratch.totals[a] = 0.0f;
@@ -196,11 +230,13 @@ template <class Dot> struct Paged {
             for (int64_t t = 0; t < tiles; t++) {
                 const int64_t a = queries * t / tiles, rows = queries * (t + 1) / tiles - a;
                 score_of<TILE_ROWS>((int)rows, scratch.queries + a * wide * QUERY, blocks + begin, count, head,
-                                    scratch.scores + a * CHUNK);
-                for (int64_t i = a; i < a + rows; i++)
-                    weigh(scratch.scores + i * CHUNK, begin, count, segment.start + first + i / shared,
-                          scratch.weights + i * CHUNK * QUERY, scratch.maxima + i, scratch.totals + i,
-                          scratch.factors + i);
+                                    scratch.scores + a * CHUNK, t == 0);
+                for (int64_t i = a; i < a + rows; i++) {
+                    const int64_t position = segment.start + first + i / shared;
+                    const Seen seen{position, layer.window ? position - layer.window + 1 : 0, begin * tokens, tokens};
+                    weigh(scratch.scores + i * CHUNK, count, seen, scratch.weights + i * CHUNK * QUERY,
+                          scratch.maxima + i, scratch.totals + i, scratch.factors + i);
+                }
                 mix_of<TILE_ROWS>((int)rows, scratch.weights + a * CHUNK * QUERY, blocks + begin, count, head,
                                   scratch.factors + a, scratch.mixed + a * wide);
             }

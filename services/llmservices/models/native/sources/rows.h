@@ -27,15 +27,19 @@ INLINE vf half_to_float(const char *from) {
 
 // Symmetric, one scale a row; a row that is not all numbers gets a scale that is none.
 void quantise_row(const float *from, int64_t depth, const LlmMatrix &matrix, const Input &to, int64_t row) {
-    vf most = vf{}, bad = vf{};
+    vu most = vu{}; // magnitudes are ordered as their bits are, with what is not a number above all
     for (int64_t i = 0; i < depth; i += WIDTH) {
-        const vf value = load(from + i);
-        bad += value * 0.0f;
-        most = greater(most, value < vf{} ? -value : value);
+        vu bits;
+        memcpy(&bits, from + i, sizeof bits);
+        bits &= 0x7fffffffu;
+        most = bits > most ? bits : most;
     }
-    const float largest = greatest(most);
+    uint32_t widest = 0;
+    for (int i = 0; i < WIDTH; i++) widest = most[i] > widest ? most[i] : widest;
+    float largest;
+    memcpy(&largest, &widest, sizeof largest);
     const float inverse = largest > 0 && largest < 3e38f ? 127.0f / largest : 0.0f;
-    to.scales[row] = largest / 127.0f + total(bad);
+    to.scales[row] = largest / 127.0f + largest * 0.0f;
     int32_t *sums = to.sums + row * to.sums_stride;
     char *out = to.data + row * to.stride;
     vi all_sum = vi{};

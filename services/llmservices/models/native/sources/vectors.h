@@ -32,11 +32,15 @@ INLINE vf to_float(vi value) { return __builtin_convertvector(value, vf); }
 
 // Halves are added until one is left: an order that depends on WIDTH alone.
 INLINE float total(vf value) {
+#if WIDTH == 16 && defined(HAS_VNNI)
+    return _mm512_reduce_add_ps((__m512)value);
+#else
     float parts[WIDTH];
     memcpy(parts, &value, sizeof value);
     for (int half = WIDTH / 2; half; half /= 2)
         for (int i = 0; i < half; i++) parts[i] += parts[i + half];
     return parts[0];
+#endif
 }
 INLINE int32_t total_int(vi value) {
     int32_t sum = 0;
@@ -44,11 +48,15 @@ INLINE int32_t total_int(vi value) {
     return sum;
 }
 INLINE float greatest(vf value) {
+#if WIDTH == 16 && defined(HAS_VNNI)
+    return _mm512_reduce_max_ps((__m512)value);
+#else
     float parts[WIDTH];
     memcpy(parts, &value, sizeof value);
     for (int half = WIDTH / 2; half; half /= 2)
         for (int i = 0; i < half; i++) parts[i] = parts[i] > parts[i + half] ? parts[i] : parts[i + half];
     return parts[0];
+#endif
 }
 
 // e^x to the last bit or two; zero below e^-87, and of what is not a number.
@@ -77,6 +85,29 @@ INLINE vf exponential(vf given) {
     vf scale;
     memcpy(&scale, &bits, sizeof scale);
     return given >= all(-87.0f) ? power * scale : vf{};
+}
+
+// 2^x for x <= 0, with a relative error of 3e-6 (DEGREE 5) or 2e-7 (6); what is not a number stays so.
+// The Taylor series of 2^r with |r| <= 1/2, multiplied by a power of two.
+template <int DEGREE> INLINE vf power_of_two(vf given) {
+    constexpr float LOG_2 = 0.693147180559945309f;
+    const vf x = given < all(-126.0f) ? all(-126.0f) : given;
+    const vf shifter = all(12582912.0f);
+    const vf shifted = x + shifter;
+    const vf rest = x - (shifted - shifter);
+    vf power = all(DEGREE == 6 ? 1.54035303933816e-4f : 0.0f);
+    power = power * rest + all(1.33335581464284e-3f);
+    power = power * rest + all(9.61812910762848e-3f);
+    power = power * rest + all(5.55041086648216e-2f);
+    power = power * rest + all(LOG_2 * LOG_2 / 2);
+    power = power * rest + all(LOG_2);
+    power = power * rest + all(1.0f);
+    vu bits, whole;
+    memcpy(&whole, &shifted, sizeof whole);
+    memcpy(&bits, &power, sizeof bits);
+    bits += whole << 23; // the integer stands in the low bits of `shifted`
+    memcpy(&power, &bits, sizeof power);
+    return given < all(-126.0f) ? vf{} : power;
 }
 
 INLINE vf silu(vf x) { return x / (all(1.0f) + exponential(-x)); }
