@@ -69,7 +69,7 @@ async def generate(
     return first, tokens
 
 
-def prompt_of(tokens: int, salt: int) -> list[int]:
+def prompt_of(tokens: int, salt: int | str) -> list[int]:
     """Token ids that no prompt of another salt begins with: nothing of it is in a cache."""
     chance = random.Random(salt)
     return [chance.randrange(256) for _ in range(tokens)]

@@ -25,6 +25,9 @@ class What(StrEnum):
     TRAIN = "train"
     SERVE = "serve"
     COMPARE = "compare"
+    LOAD = "load"
+    PREFIXES = "prefixes"
+    GOALS = "goals"
     EMBED = "embed"
 
 
@@ -44,6 +47,9 @@ PROGRAMS: Final = {
     What.SERVE: ("libllm.bench.serve",),
     What.EMBED: ("libllm.bench.embed",),
     What.COMPARE: ("libllm.bench.compare",),
+    What.LOAD: ("libllm.bench.compare.load",),
+    What.PREFIXES: ("libllm.bench.compare.prefixes",),
+    What.GOALS: ("libllm.bench.compare.goals",),
 }
 
 
@@ -67,7 +73,9 @@ def bench(
             "store: saving and loading a version, against one file of the same bytes. "
             "train: steps against transformers.Trainer and nanoGPT. "
             "serve: a load on any OpenAI-compatible server, or on a system. compare: "
-            "this system and other engines in turn. embed: embeddings against "
+            "this system and other engines in turn. load: it and vLLM under a recorded trace. "
+            "prefixes: what of shared prefixes is not computed again. goals: what such records "
+            "come to. embed: embeddings against "
             "sentence-transformers."
         ),
     ],

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 DTYPE: Final = torch.bfloat16
 SCALE: Final = 0.02
+END_OF_TEXT: Final = "<|endoftext|>"
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -98,10 +99,17 @@ def config(shape: Shape, *, context_tokens: int) -> dict[str, object]:
 
 
 def tokenizer(vocab: int) -> dict[str, object]:
-    """A byte-level vocabulary: every byte, then words that only decoding meets."""
+    """A byte-level vocabulary: every byte, one merge of two, words that only decoding meets, and an
+    end of text.
+
+    Other programs need the merge and the end: they refuse a vocabulary without merges, and to one
+    without an end they add theirs beyond the last row.
+    """
     letters = _byte_letters()
     tokens = {letter: number for number, letter in enumerate(letters)}
-    tokens |= {f"Ġw{number}": number for number in range(len(letters), vocab)}
+    tokens["Ġw"] = len(tokens)
+    tokens |= {f"Ġw{number}": number for number in range(len(tokens), vocab - 1)}
+    tokens[END_OF_TEXT] = vocab - 1
     byte_level = {
         "type": "ByteLevel",
         "add_prefix_space": False,
@@ -117,7 +125,7 @@ def tokenizer(vocab: int) -> dict[str, object]:
         "pre_tokenizer": byte_level,
         "post_processor": None,
         "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": tokens, "merges": []},
+        "model": {"type": "BPE", "vocab": tokens, "merges": ["Ġ w"]},
     }
 
 

@@ -2,13 +2,23 @@
 
 import json
 import sys
+import tomllib
 from pathlib import Path
 
 import llmservices.models
 import pytest
 from libllm.bench.compare.__main__ import compare, parser, peers_of
 from libllm.bench.compare.cases import CASES, Case, cases_of, results
-from libllm.bench.compare.peers import Driven, LlamaCpp, Peer, speed_tg
+from libllm.bench.compare.peers import (
+    Driven,
+    LlamaCpp,
+    Peer,
+    bits_of_folder,
+    bits_of_gguf,
+    seed_of,
+    speed_tg,
+)
+from libllm.bench.compare.weights import config_of
 from llmproto.errors import ErrorKind, RemoteError
 
 EMBEDDED = Path(llmservices.models.__file__).parent / "embedded"
@@ -49,16 +59,59 @@ def test_llama_batched_bench_is_read() -> None:
 
 async def test_a_peer_that_is_not_there_says_so(tmp_path: Path) -> None:
     absent: list[Peer] = [
-        LlamaCpp("llama.cpp", tmp_path, tmp_path / "model.gguf", 1),
-        Driven("vllm", tmp_path / "python", [], {}),
+        LlamaCpp("llama.cpp", tmp_path, tmp_path / "model-bf16.gguf", 1),
+        Driven("vllm", tmp_path / "python", [], {}, bits=16),
         # This interpreter runs, and has no such engine.
-        Driven("openvino", Path(sys.executable), [], {}),
+        Driven("openvino", Path(sys.executable), [], {}, bits=8),
     ]
     for peer in absent:
         with pytest.raises(RemoteError, match=peer.name) as refused:
             await peer.start()
         assert refused.value.kind is ErrorKind.UNAVAILABLE
         await peer.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [("m-bf16", 16), ("m.F16", 16), ("q05-q8_0", 8), ("m-Q4_K_M", 4), ("m-f32", 32)],
+)
+def test_bits_by_the_name_of_a_gguf_file(name: str, bits: int) -> None:
+    assert bits_of_gguf(Path(f"{name}.gguf")) == bits
+
+
+def test_a_gguf_file_of_another_name_is_refused() -> None:
+    with pytest.raises(RemoteError, match="q8_0 or the like"):
+        bits_of_gguf(Path("model.gguf"))
+
+
+def test_bits_by_the_configuration_of_a_folder(tmp_path: Path) -> None:
+    quantized = {"config_groups": {"group_0": {"weights": {"num_bits": 8}}}}
+    for config, dtype, bits in (
+        ({"dtype": "bfloat16"}, "auto", 16),
+        ({"torch_dtype": "float32"}, "auto", 32),
+        ({"dtype": "float32"}, "bfloat16", 16),
+        ({"dtype": "bfloat16", "quantization_config": quantized}, "bfloat16", 8),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert bits_of_folder(tmp_path, dtype) == bits
+
+
+@pytest.mark.parametrize("text", ["", "[gateway]\nport = 0\n", '[executor]\nmode = "exact"\n'])
+def test_the_configuration_gets_the_weights_and_keeps_the_rest(text: str) -> None:
+    assert config_of(text, "auto") == text
+    made = tomllib.loads(config_of(text, "int8"))
+    assert made["executor"].pop("weights") == "int8"
+    assert {name: table for name, table in made.items() if table} == tomllib.loads(text)
+
+
+def test_no_prompts_of_two_measurements_are_alike() -> None:
+    seeds = [
+        seed_of(case, output, salt)
+        for case in CASES.values()
+        for output in (1, 128)
+        for salt in (0, 1, 2)
+    ]
+    assert len(set(seeds)) == len(seeds)
 
 
 @pytest.mark.long
@@ -69,10 +122,13 @@ async def test_a_real_comparison_skips_who_is_not_there(
         [str(EMBEDDED), "--transformers", "--dtype", "float32", "--vllm", str(tmp_path / "python")]
     )
     cases = cases_of("2x16+8,1x32+1")
-    versions, found = await compare(peers_of(said), cases, rounds=2)
-    assert set(versions) == {"llmos", "transformers"}
+    found = await compare(peers_of(said), cases, 2, EMBEDDED, every=False)
+    assert set(found.versions) == {"llmos", "transformers"}
     assert "skipped: vllm" in capsys.readouterr().err
-    assert set(found) == {"2x16+8", "1x32+1"}
-    for by_peer in found.values():
-        assert by_peer["llmos"].tokens_per_s > 0
-        assert by_peer["transformers"].ratio is not None
+    assert set(found.tokens_per_s) == {"2x16+8", "1x32+1"}
+    for by_peer in found.tokens_per_s.values():
+        assert set(by_peer) == {"llmos", "transformers"}
+        assert all(len(rates) == 2 and min(rates) > 0 for rates in by_peer.values())
+    assert len(found.read_bytes_per_s) == 2
+    assert found.first_token_s["llmos"] > 0
+    assert found.resident_bytes["llmos"] > found.weight_bytes

@@ -37,3 +37,10 @@ def test_configurations_are_those_of_their_families(name: str) -> None:
     config = shapes.config(shapes.SHAPES[name], context_tokens=64)
     assert json.loads(json.dumps(config)) == config
     assert config["vocab_size"] == shapes.SHAPES[name].vocab
+
+
+def test_the_vocabulary_has_an_end_inside_its_rows(folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert tokenizer.token_to_id(shapes.END_OF_TEXT) == shapes.SHAPES["tiny"].vocab - 1
+    assert tokenizer.encode("we").tokens == ["w", "e"]
+    assert tokenizer.encode(" we").tokens == ["Ġw", "e"]

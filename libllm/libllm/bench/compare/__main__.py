@@ -2,8 +2,9 @@
 
     llmos bench compare -- FOLDER --llama-cpp BUILD/bin --gguf MODEL.gguf --vllm ENV/bin/python
 
-Peers that are not there are skipped by name.  Every round measures each peer once in every case;
-ratios are taken within a round.
+Peers that are not there are skipped by name.  Every round measures each peer once in every case
+in which a goal compares it (`--every`: in every case); ratios are taken within a round.  The
+speed at which memory is read is measured beside each round.
 """
 
 import argparse
@@ -16,12 +17,25 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
-from llmproto.errors import ErrorKind, RemoteError
+from llmproto.errors import ErrorKind, RemoteError, invalid
 from rich.console import Console
 from rich.table import Table
 
-from libllm.bench.compare.cases import CASES, Case, Result, cases_of, results
-from libllm.bench.compare.peers import Driven, LlamaCpp, Ours, Peer, transformers_peer
+from libllm.bench.compare import goals
+from libllm.bench.compare.cases import CASES, Case, cases_of, results
+from libllm.bench.compare.peers import (
+    Driven,
+    LlamaCpp,
+    Ours,
+    Peer,
+    bits_of_folder,
+    bits_of_gguf,
+    transformers_peer,
+    vllm_environment,
+)
+from libllm.bench.compare.record import Compared
+from libllm.bench.compare.weights import weights_of
+from libllm.config import child_environment
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,41 +53,57 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--dtype", default="bfloat16", help="of vLLM and transformers")
     found.add_argument("--threads", type=int, default=os.cpu_count(), help="of llama.cpp")
     found.add_argument("--config", type=Path, help="config.toml for the system")
+    found.add_argument(
+        "--weights",
+        type=weights_of,
+        default="auto",
+        help="ours: auto, int8, int4, joined by commas; default: %(default)s",
+    )
+    found.add_argument("--every", action="store_true", help="every peer in every case")
     found.add_argument("--llama-cpp", type=Path, help="folder with llama.cpp's programs")
     found.add_argument("--gguf", type=Path, action="append", default=[], help="models for it")
     found.add_argument("--vllm", type=Path, help="interpreter of an environment with vLLM")
     found.add_argument("--vllm-folder", type=Path, action="append", default=[], help="more models")
+    found.add_argument(
+        "--vllm-preload", default="", help="libraries: tcmalloc and iomp5, by colons"
+    )
     found.add_argument("--openvino", type=Path, help="interpreter of one with openvino-genai")
     found.add_argument("--transformers", action="store_true")
-    found.add_argument("--json", action="store_true")
+    found.add_argument("--json", action="store_true", help="a record for `llmos bench goals`")
     return found
 
 
 def peers_of(said: argparse.Namespace) -> list[Peer]:
     """Ours first."""
     config = said.config.read_text() if said.config else "[gateway]\nport = 0\n"
-    found: list[Peer] = [Ours(said.folder, config)]
+    own = bits_of_folder(said.folder, "auto")
+    found: list[Peer] = [Ours(said.folder, config, one, own_bits=own) for one in said.weights]
     if said.llama_cpp:
         for model in said.gguf:
             name = f"llama.cpp-{model.stem}"
             found.append(LlamaCpp(name, said.llama_cpp, model, said.threads))
     if said.vllm:
+        environment = vllm_environment(said.vllm_preload, f"0-{(os.cpu_count() or 1) - 1}")
         for folder in (said.folder, *said.vllm_folder):
             name = "vllm" if folder is said.folder else f"vllm-{folder.name}"
-            found.append(Driven(name, said.vllm, [str(folder), said.dtype], {}))
+            arguments = [str(folder), said.dtype]
+            bits = bits_of_folder(folder, said.dtype)
+            found.append(Driven(name, said.vllm, arguments, environment, bits=bits))
     if said.openvino:
         for model in said.gguf:
             arguments = [str(model), str(said.folder)]
-            found.append(Driven(f"openvino-{model.stem}", said.openvino, arguments, {}))
+            bits = bits_of_gguf(model)
+            name = f"openvino-{model.stem}"
+            found.append(Driven(name, said.openvino, arguments, {}, bits=bits))
     if said.transformers:
         found.append(transformers_peer(said.folder, said.dtype))
     return found
 
 
 async def compare(
-    peers: Sequence[Peer], cases: Sequence[Case], rounds: int
-) -> tuple[dict[str, str], dict[str, dict[str, Result]]]:
-    """Versions by peer, and results by case and peer."""
+    peers: Sequence[Peer], cases: Sequence[Case], rounds: int, folder: Path, *, every: bool
+) -> Compared:
+    """All that was measured; peers that are not there, or end, are named on stderr."""
     async with AsyncExitStack() as stack:
         versions: dict[str, str] = {}
         present: list[Peer] = []
@@ -82,54 +112,129 @@ async def compare(
             try:
                 versions[peer.name] = await peer.start()
             except RemoteError as error:
-                if peer is peers[0] or error.kind is not ErrorKind.UNAVAILABLE:
+                if isinstance(peer, Ours) or error.kind is not ErrorKind.UNAVAILABLE:
                     raise
                 print(f"skipped: {error.detail}", file=sys.stderr)
                 continue
+            print(f"started: {peer.name} {versions[peer.name]}", file=sys.stderr)
             present.append(peer)
-        rates: dict[str, dict[str, list[float]]] = {
-            case.name: {peer.name: [] for peer in present} for case in cases
+        measured = {
+            case.name: [one for one in present if every or _compares(case, one)] for case in cases
         }
-        for salt in range(-1, rounds):  # the first round warms up
+        rates: dict[str, dict[str, list[float]]] = {
+            name: {peer.name: [] for peer in chosen} for name, chosen in measured.items()
+        }
+        for case in cases:
+            for peer in measured[case.name]:
+                await peer.warm(case)
+        most = max(cases, key=lambda case: case.streams)
+        resident: dict[str, int] = {}
+        reads: list[float] = []
+        for salt in range(rounds):
+            reads.append(await _read_bandwidth())
             for case in cases:
-                for peer in present if salt % 2 else present[::-1]:
-                    rate = await peer.rate(case, salt + 2)
-                    if salt >= 0:
-                        rates[case.name][peer.name].append(rate)
-    return versions, {name: results(found, peers[0].name) for name, found in rates.items()}
+                chosen = measured[case.name]
+                for peer in list(chosen if salt % 2 else chosen[::-1]):
+                    rate = await _rate(peer, case, salt + 1)
+                    if rate is None:  # a list with a gap would pair what is no pair
+                        chosen.remove(peer)
+                        del rates[case.name][peer.name]
+                        continue
+                    rates[case.name][peer.name].append(rate)
+                    if case is most and isinstance(peer, Ours):
+                        resident[peer.name] = await peer.resident_bytes()
+        ours = [peer for peer in present if isinstance(peer, Ours)]
+        return Compared(
+            bits={peer.name: peer.bits for peer in present},
+            versions=versions,
+            ours=[peer.name for peer in ours],
+            tokens_per_s=rates,
+            weight_bytes=sum(one.stat().st_size for one in folder.glob("*.safetensors")),
+            read_bytes_per_s=reads,
+            first_token_s={peer.name: peer.first_token_s for peer in ours},
+            resident_bytes=resident,
+            kv_bytes=most.streams * (most.prompt + most.output) * _kv_token_bytes(folder),
+        )
 
 
-def show(versions: dict[str, str], found: dict[str, dict[str, Result]]) -> None:
+async def _rate(peer: Peer, case: Case, salt: int) -> float | None:
+    """None, said on stderr, where a peer failed."""
+    try:
+        rate = await peer.rate(case, salt)
+    except RemoteError as error:
+        if isinstance(peer, Ours) or error.kind is not ErrorKind.UNAVAILABLE:
+            raise
+        print(f"skipped in {case.name}: {error.detail}", file=sys.stderr)
+        return None
+    print(f"{case.name} {salt}: {peer.name} {rate:.1f} tokens/s", file=sys.stderr)
+    return rate
+
+
+def _compares(case: Case, peer: Peer) -> bool:
+    return goals.wanted(case.name, peer.name, peer.bits, ours=isinstance(peer, Ours))
+
+
+async def _read_bandwidth() -> float:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "libllm.bench.bandwidth"),
+        stdout=asyncio.subprocess.PIPE,
+        env=child_environment(),
+    )
+    output, _ = await process.communicate()
+    return float(output)
+
+
+def _kv_token_bytes(folder: Path) -> int:
+    """In two bytes a number, by the names that the llama family uses; 0 where they are others."""
+    said = json.loads((folder / "config.json").read_text())
+    try:
+        heads = said.get("num_key_value_heads", said["num_attention_heads"])
+        dim = said.get("head_dim") or said["hidden_size"] // said["num_attention_heads"]
+        return int(said["num_hidden_layers"] * 2 * heads * dim * 2)
+    except KeyError:
+        return 0
+
+
+def show(found: Compared) -> None:
     """For people."""
-    table = Table(title="tokens/s, median (lowest-highest); ratio = llmos / peer")
-    for head in ("case", "peer", "tokens/s", "ratio"):
+    table = Table(title="tokens/s, median (lowest-highest); ratio = ours / peer, by round")
+    heads = ("case", "peer", "tokens/s", *(f"{name} over it" for name in found.ours))
+    for head in heads:
         table.add_column(head, justify="left" if head in ("case", "peer") else "right")
-    for case, by_peer in found.items():
-        for name, one in by_peer.items():
-            ratio = (
-                ""
-                if one.ratio is None
-                else f"{one.ratio:.2f} ({one.ratio_low:.2f}-{one.ratio_high:.2f})"
-            )
+    for case, rates in found.tokens_per_s.items():
+        mine = {name: results(rates, name) for name in found.ours if rates.get(name)}
+        for name in rates:
+            one = results(rates, name)[name]
+            ratios = [
+                f"{of.ratio:.2f} ({of.ratio_low:.2f}-{of.ratio_high:.2f})"
+                if ours in mine and (of := mine[ours][name]).ratio is not None
+                else ""
+                for ours in found.ours
+            ]
             rate = f"{one.tokens_per_s:.1f} ({one.low:.1f}-{one.high:.1f})"
-            table.add_row(case, name, rate, ratio)
+            table.add_row(case, name, rate, *ratios)
         table.add_section()
     Console().print(table)
-    for name, version in versions.items():
+    for name, version in found.versions.items():
         print(f"{name}: {version}")
+    Console().print(goals.table(goals.lines([found])))
 
 
 def main() -> None:
     """The command."""
     said = parser().parse_args()
     try:
-        versions, found = asyncio.run(compare(peers_of(said), said.cases, said.rounds))
+        if said.rounds < 1:
+            raise invalid(f"--rounds {said.rounds}: at least 1")
+        found = asyncio.run(
+            compare(peers_of(said), said.cases, said.rounds, said.folder, every=said.every)
+        )
     except RemoteError as error:
         sys.exit(f"llmos bench compare: {error.kind.value}: {error.detail}")
     if said.json:
-        print(json.dumps({"versions": versions, "cases": msgspec.to_builtins(found)}, indent=1))
+        print(json.dumps(msgspec.to_builtins(found), indent=1))
     else:
-        show(versions, found)
+        show(found)
 
 
 if __name__ == "__main__":

@@ -2,24 +2,30 @@
 
 import asyncio
 import json
+import os
 import re
 import shutil
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final, Protocol
 
-from llmproto.errors import ErrorKind, RemoteError
+from llmproto.errors import ErrorKind, RemoteError, invalid
 
 from libllm.bench.compare.cases import Case
+from libllm.bench.compare.weights import BITS, Weights, config_of
+from libllm.bench.processes import used
 from libllm.bench.system import generate, prompt_of, system
 from libllm.client import AsyncClient
 from libllm.config import child_environment
 
 LINE_S: Final = 900.0
 """The slowest answer that is waited for: an engine that loads and compiles."""
+WARM_TOKENS: Final = 4
+WARM_SALT: Final = 0
 NAME: Final = "measured"
 
 
@@ -29,8 +35,15 @@ class Peer(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def bits(self) -> int:
+        """Of a weight."""
+
     async def start(self) -> str:
         """Load; gives its version.  RemoteError(UNAVAILABLE) says why it is not here."""
+
+    async def warm(self, case: Case) -> None:
+        """Compute something of that shape, unmeasured."""
 
     async def rate(self, case: Case, salt: int) -> float:
         """Tokens a second, measured once."""
@@ -42,10 +55,14 @@ class Peer(Protocol):
 class Ours:
     """The whole system, asked through libllm."""
 
-    def __init__(self, folder: Path, config: str) -> None:
-        self.name = "llmos"
+    def __init__(self, folder: Path, config: str, weights: Weights, *, own_bits: int) -> None:
+        """`own_bits` are the checkpoint's."""
+        self.name = "llmos" if weights == "auto" else f"llmos-{weights}"
+        self.bits = BITS.get(weights, own_bits)
+        self.first_token_s = 0.0
+        """From a request for the model that is not loaded to its first token."""
         self._folder = folder
-        self._config = config
+        self._config = config_of(config, weights)
         self._stack = AsyncExitStack()
         self._client: AsyncClient | None = None
 
@@ -54,19 +71,31 @@ class Ours:
         client, _, _ = await self._stack.enter_async_context(system(self._config))
         self._client = client
         await client.add_model(self._folder, NAME)
-        await generate(client, prompt_of(16, 1), 2, NAME)
+        self.first_token_s, _ = await generate(client, prompt_of(16, 1), 2, NAME)
         rows = [row for row in await client.models() if row.model.name == NAME]
         return rows[0].path
+
+    async def warm(self, case: Case) -> None:
+        """As Peer says."""
+        await self._seconds(case, min(case.output, WARM_TOKENS), WARM_SALT)
 
     async def rate(self, case: Case, salt: int) -> float:
         """As Peer says."""
         whole = 0.0 if case.is_prefill else await self._seconds(case, case.output, salt)
-        return case.rate(whole, await self._seconds(case, 1, salt + 500_000))
+        return case.rate(whole, await self._seconds(case, 1, salt))
+
+    async def resident_bytes(self) -> int:
+        """Of the executor's process."""
+        assert self._client is not None
+        rows = await self._client.ps()
+        pids = [row.pid for row in rows if row.role == "executor" and row.pid is not None]
+        return max((used(pid).resident_bytes for pid in pids), default=0)
 
     async def _seconds(self, case: Case, output: int, salt: int) -> float:
         assert self._client is not None
         loop = asyncio.get_running_loop()
-        prompts = [prompt_of(case.prompt, salt * 1000 + n) for n in range(case.streams)]
+        seed = seed_of(case, output, salt)
+        prompts = [prompt_of(case.prompt, f"{seed}/{n}") for n in range(case.streams)]
         began = loop.time()
         done = await asyncio.gather(
             *(generate(self._client, prompt, output, NAME) for prompt in prompts)
@@ -79,13 +108,26 @@ class Ours:
         await self._stack.aclose()
 
 
+def seed_of(case: Case, output: int, salt: int) -> str:
+    """Of the prompts of one measurement: no other begins with them, in whatever case, so no cache
+    holds a part of them."""
+    return f"{case.name}/{output}/{salt}"
+
+
 class Driven:
     """An engine behind `libllm.bench.compare.drivers`, in an interpreter that has it."""
 
     def __init__(
-        self, name: str, python: Path, arguments: Sequence[str], environment: dict[str, str]
+        self,
+        name: str,
+        python: Path,
+        arguments: Sequence[str],
+        environment: dict[str, str],
+        *,
+        bits: int,
     ) -> None:
         self.name = name
+        self.bits = bits
         self._command = [
             *(str(python), "-m", f"libllm.bench.compare.drivers.{name.partition('-')[0]}"),
             *arguments,
@@ -102,20 +144,26 @@ class Driven:
                 stdin=PIPE,
                 stdout=PIPE,
                 env={**child_environment(), **self._environment, "PYTHONPATH": path},
+                start_new_session=True,  # an engine's own processes end with it
             )
         except OSError as error:
             raise _absent(self.name, f"{self._command[0]}: {error.strerror}") from None
         return str((await self._line())["version"])
 
+    async def warm(self, case: Case) -> None:
+        """As Peer says."""
+        await self._seconds(case, min(case.output, WARM_TOKENS), WARM_SALT)
+
     async def rate(self, case: Case, salt: int) -> float:
         """As Peer says."""
         whole = 0.0 if case.is_prefill else await self._seconds(case, case.output, salt)
-        return case.rate(whole, await self._seconds(case, 1, salt + 500_000))
+        return case.rate(whole, await self._seconds(case, 1, salt))
 
     async def _seconds(self, case: Case, output: int, salt: int) -> float:
         assert self._process is not None
         assert self._process.stdin is not None
-        asked = {"streams": case.streams, "prompt": case.prompt, "output": output, "salt": salt}
+        seed = seed_of(case, output, salt)
+        asked = {"streams": case.streams, "prompt": case.prompt, "output": output, "salt": seed}
         self._process.stdin.write(json.dumps(asked).encode() + b"\n")
         return float((await self._line())["seconds"])
 
@@ -132,8 +180,9 @@ class Driven:
 
     async def stop(self) -> None:
         """End it."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             await self._process.wait()
 
 
@@ -143,6 +192,7 @@ class LlamaCpp:
 
     def __init__(self, name: str, binaries: Path, model: Path, threads: int) -> None:
         self.name = name
+        self.bits = bits_of_gguf(model)
         self._binaries = binaries
         self._model = model
         self._threads = threads
@@ -155,6 +205,9 @@ class LlamaCpp:
         if not self._model.is_file():
             raise _absent(self.name, f"{self._model} is not there")
         return self._model.name
+
+    async def warm(self, case: Case) -> None:
+        """Nothing: its programs warm themselves up, at each start."""
 
     async def rate(self, case: Case, salt: int) -> float:
         """As Peer says; every start is as cold as the other."""
@@ -200,7 +253,41 @@ def speed_tg(output: str) -> float:
 
 def transformers_peer(folder: Path, dtype: str) -> Driven:
     """In the interpreter that runs this."""
-    return Driven("transformers", Path(sys.executable), [str(folder), dtype], {})
+    arguments = [str(folder), dtype]
+    bits = bits_of_folder(folder, dtype)
+    return Driven("transformers", Path(sys.executable), arguments, {}, bits=bits)
+
+
+def vllm_environment(preload: str, cores: str) -> dict[str, str]:
+    """What vLLM is told beside its arguments, where it computes on CPU."""
+    found = {
+        "VLLM_CPU_OMP_THREADS_BIND": cores,
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    return {**found, "LD_PRELOAD": preload} if preload else found
+
+
+def bits_of_gguf(model: Path) -> int:
+    """Of a weight, by the name that such files bear: `-bf16`, `-q8_0`, `-q4_0`."""
+    found = re.search(r"(?:[.-]|^)(?:bf|f|q|iq)(\d+)(?:_\w+)?$", model.stem.lower())
+    if found is None:
+        raise invalid(f"{model.name}: its name does not end in -bf16, -q8_0 or the like")
+    return int(found[1])
+
+
+def bits_of_folder(folder: Path, dtype: str) -> int:
+    """Of a weight, by config.json; `dtype` is what is not quantized, `auto` the checkpoint's."""
+    try:
+        said = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise invalid(f"{folder}/config.json: {error}") from None
+    for group in said.get("quantization_config", {}).get("config_groups", {}).values():
+        return int(group["weights"]["num_bits"])
+    own = said.get("dtype", said.get("torch_dtype", "float32")) if dtype == "auto" else dtype
+    return 32 if own == "float32" else 16
 
 
 def _absent(name: str, why: str) -> RemoteError:

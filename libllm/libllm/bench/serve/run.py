@@ -37,8 +37,10 @@ async def run_load(
     warm_up: Sequence[Ask] = (),
     processes: int | None = None,
     limits: Sequence[Limits] = (SERVER, INTERACTIVE),
+    give_up_s: float | None = None,
 ) -> tuple[Summary, list[Timeline]]:
-    """Send everything, and say what it came to.  INVALID where the warm-up fails."""
+    """Send everything, and say what it came to; of an open loop, what is unanswered `give_up_s`
+    after the beginning counts as failed.  INVALID where the warm-up fails."""
     if warm_up:
         lines = await work(Job(target, list(warm_up), len(warm_up), time.monotonic()))
         failed = [line.error for line in lines if line.error]
@@ -47,7 +49,7 @@ async def run_load(
     wanted = processes or processes_for(asks, concurrency, os.cpu_count() or 1)
     wanted = max(1, min(wanted, concurrency or wanted, len(asks) or 1))
     if wanted == 1:
-        lines = await work(Job(target, list(asks), concurrency, time.monotonic()))
+        lines = await work(Job(target, list(asks), concurrency, time.monotonic(), give_up_s))
     else:
         begin_s = time.monotonic() + START_S
         shares = [
@@ -55,7 +57,8 @@ async def run_load(
             for n in range(wanted)
         ]
         jobs = [
-            Job(target, list(asks[n::wanted]), share, begin_s) for n, share in enumerate(shares)
+            Job(target, list(asks[n::wanted]), share, begin_s, give_up_s)
+            for n, share in enumerate(shares)
         ]
         lines = [line for part in await asyncio.gather(*map(_elsewhere, jobs)) for line in part]
     lines.sort(key=lambda line: line.number)

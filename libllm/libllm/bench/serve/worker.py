@@ -23,13 +23,20 @@ class Job(msgspec.Struct, frozen=True):
     asks: list[Ask]
     concurrency: int | None
     begin_s: float
+    give_up_s: float | None = None
 
 
 async def work(job: Job) -> list[Timeline]:
     """Connect, wait for the beginning, run."""
     server = await connect(job.target)
     try:
-        return await drive(server, job.asks, concurrency=job.concurrency, begin_s=job.begin_s)
+        return await drive(
+            server,
+            job.asks,
+            concurrency=job.concurrency,
+            begin_s=job.begin_s,
+            give_up_s=job.give_up_s,
+        )
     finally:
         await server.close()
 

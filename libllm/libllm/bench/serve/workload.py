@@ -6,10 +6,11 @@ and no cache answers what was to be computed.
 
 import csv
 import json
+import math
 import random
 from collections.abc import Iterator
 from datetime import datetime
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Annotated, Final, TextIO
 
@@ -84,9 +85,13 @@ def synthetic(
     return asks
 
 
-def azure(path: Path, count: int, shape: Shape, *, speed: float) -> list[Ask]:
-    """Arrivals and lengths of the Azure LLM inference traces (2023), `speed` times as fast."""
-    return list(islice(_azure(path, shape, speed), count))
+def azure(
+    path: Path, count: int, shape: Shape, *, speed: float, until_s: float = math.inf
+) -> list[Ask]:
+    """Arrivals and lengths of the Azure LLM inference traces (2023), `speed` times as fast: the
+    first `count` that arrive before `until_s`."""
+    rows = takewhile(lambda ask: (ask.at_s or 0.0) < until_s, _azure(path, shape, speed))
+    return list(islice(rows, count))
 
 
 def _azure(path: Path, shape: Shape, speed: float) -> Iterator[Ask]:

@@ -1,6 +1,6 @@
 """How a driver is asked: one JSON object a line, one answer a line.
 
-`{"streams": 8, "prompt": 128, "output": 128, "salt": 3}` is answered by `{"seconds": 1.25}`: how
+`{"streams": 8, "prompt": 128, "output": 128, "salt": "3"}` is answered by `{"seconds": 1.25}`: how
 long the engine took to compute all of it.  The first line, unasked, is `{"name": ..., "version":
 ...}` once the model is loaded.
 """
