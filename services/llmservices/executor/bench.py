@@ -25,6 +25,7 @@ from llmservices.models.decoder import Decoder, Layer, Norm
 from llmservices.models.linear import Linear
 from llmservices.models.native.bindings import open_library
 from llmservices.models.native.decoder import NativeDecoder
+from llmservices.models.native.packing import Packer
 from llmservices.models.rope import Rope
 from llmservices.models.shapes import SHAPES
 from llmservices.models.spec import DecoderSpec
@@ -84,7 +85,7 @@ def random_decoder(shape: str, dtype: torch.dtype, context_tokens: int) -> Decod
         layers=[
             Layer(
                 attention_norm=norm(),
-                qkv=Linear(weight(qkv, hidden), weight(qkv) if biased else None),
+                qkv=Linear(weight(qkv, hidden), bias=weight(qkv) if biased else None),
                 out=Linear(weight(hidden, heads * dim)),
                 mlp_norm=norm(),
                 up=Linear(weight(2 * inner, hidden)),
@@ -111,7 +112,9 @@ class Bench:
         if arguments.path == "native":
             if isinstance(functions, str):
                 raise SystemExit(functions)
-            self._model = NativeDecoder(self._model, arguments.weights, functions)
+            self._model = NativeDecoder(
+                self._model, arguments.weights, Packer(functions, arguments.threads)
+            )
             precision = self._model.precision
             torch.set_num_threads(1)
         self._dot = roofline.DOT_OF[precision]

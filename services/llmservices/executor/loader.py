@@ -17,9 +17,11 @@ from llmservices.executor.encoding import EncoderEngine
 from llmservices.models.decoder import Decoder
 from llmservices.models.encoder import Encoder, EncoderModel
 from llmservices.models.foreign import ForeignEncoder
-from llmservices.models.loading import Model, load
-from llmservices.models.native.bindings import open_library
+from llmservices.models.loading import Lend, Model, load
+from llmservices.models.native.bindings import Functions, open_library
 from llmservices.models.native.decoder import NativeDecoder, refusal
+from llmservices.models.native.packing import Packer
+from llmservices.models.spec import DecoderSpec
 
 KV_BYTES_DEFAULT = 1 << 30
 RESIDENTS_MAX_DEFAULT = 128
@@ -56,7 +58,9 @@ def load_engine(
     config = settings.config
     torch.set_num_threads(max(1, len(settings.cores)))
     device = torch.device(settings.device if settings.device.startswith("cuda") else "cpu")
-    model, instead = _laid_out(load(settings.path, dtype=config.dtype, device=device), config)
+    functions = open_library() if config.step == "auto" else "torch was asked for"
+    model = load(settings.path, dtype=config.dtype, device=device, lend=_lend(functions))
+    model, instead = _laid_out(model, functions, settings)
     costs = StepCosts() if costs is None else costs
     residents_max = config.residents_max or RESIDENTS_MAX_DEFAULT
     if isinstance(model, Encoder | ForeignEncoder):
@@ -123,19 +127,33 @@ def _encoder_engine(
     return engine
 
 
-def _laid_out(model: Model, config: ExecutorConfig) -> tuple[Model, str | None]:
+def _lend(functions: Functions | str) -> Lend:
+    """Whether the native step will compute a model, so that its weights are only read once."""
+
+    def lend(spec: DecoderSpec, dtype: torch.dtype, device: torch.device) -> bool:
+        return not isinstance(functions, str) and refusal(spec, dtype, device) is None
+
+    return lend
+
+
+def _laid_out(
+    model: Model, functions: Functions | str, settings: Settings
+) -> tuple[Model, str | None]:
     """The model for the native step where that can serve; else itself, with the reason.
 
     Raises RemoteError where weights are wanted that only the native step has.
     """
     if isinstance(model, Encoder | ForeignEncoder):
         return model, None  # the precision is that of what generates
+    config = settings.config
     reason: str | None = None
     if config.step == "auto" and isinstance(model, Decoder):
-        functions = open_library()
-        reason = refusal(model) or (functions if isinstance(functions, str) else None)
-        if reason is None and not isinstance(functions, str):
-            return NativeDecoder(model, config.weights, functions), None
+        reason = refusal(model.spec, model.dtype, model.device)
+        if isinstance(functions, str):
+            reason = reason or functions
+        elif reason is None:
+            packer = Packer(functions, max(1, len(settings.cores)), forgets=True)
+            return NativeDecoder(model, config.weights, packer), None
     if config.weights != "auto":
         raise invalid(
             f"[executor] weights = {config.weights!r} needs the native step: "

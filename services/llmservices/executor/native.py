@@ -43,8 +43,12 @@ class NativeRunner:
         functions = model.functions
         at = ctypes.pointer(struct)
         values = functions.llm_block_bytes(at) // model.dtype.itemsize
+        size = values * model.dtype.itemsize
+        # From numpy, whose zeros are pages that the system makes when they are first written: a
+        # cache takes the memory of what is in it.
         self._caches = [
-            torch.zeros((blocks, values), dtype=model.dtype) for _ in range(model.spec.layers)
+            torch.from_numpy(np.zeros((blocks, size), dtype=np.uint8)).view(model.dtype)
+            for _ in range(model.spec.layers)
         ]
         for layer, cache in zip(self._layers, self._caches, strict=True):
             layer.cache = cache.data_ptr()

@@ -181,7 +181,7 @@ class _Reader:
         weights = [self.take(f"{name}.weight", hidden, hidden) for name in three]
         biases = [self.take(f"{name}.bias", hidden) for name in three]
         return Layer(
-            qkv=Linear(torch.cat(weights), torch.cat(biases)),
+            qkv=Linear(*weights, bias=torch.cat(biases)),
             out=self._linear(at + names.out, hidden, hidden),
             attention_norm=self.norm(at + names.attention_norm),
             up=self._linear(at + names.up, inner, hidden),
@@ -191,12 +191,12 @@ class _Reader:
 
     def _linear(self, name: str, outputs: int, inputs: int) -> Linear:
         weight = self.take(f"{name}.weight", outputs, inputs)
-        return Linear(weight, self.take(f"{name}.bias", outputs))
+        return Linear(weight, bias=self.take(f"{name}.bias", outputs))
 
     def head_linear(self, name: str, outputs: int, inputs: int) -> Linear:
         """Of a head: its names never have the prefix, but for BERT's pooler."""
         weight = self.tensors.take(f"{name}.weight", outputs, inputs)
-        return Linear(weight, self.tensors.take(f"{name}.bias", outputs))
+        return Linear(weight, bias=self.tensors.take(f"{name}.bias", outputs))
 
     def pooler(self) -> Linear:
         """BERT's own."""

@@ -7,6 +7,7 @@ Keys and values go to, and attention comes from, an `Attention` that the caller 
 nothing is known of blocks, threads or batches.  Every operation works row by row.
 """
 
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -115,9 +116,6 @@ class Decoder:
         self._positions_TC = positions_TC
         self.final_norm = final_norm
         self.head = head
-        self._ropes = [
-            rope.tables(spec.context_tokens, self.dtype, self.device) for rope in spec.ropes
-        ]
 
     @property
     def context_tokens(self) -> int:
@@ -154,6 +152,12 @@ class Decoder:
         """Of the keys and values of one token in all layers."""
         spec = self.spec
         return 2 * spec.layers * spec.kv_heads * spec.head_dim * self.dtype.itemsize
+
+    @cached_property
+    def _ropes(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Made at the first use: who takes the weights out never needs them."""
+        spec = self.spec
+        return [rope.tables(spec.context_tokens, self.dtype, self.device) for rope in spec.ropes]
 
     def forward(
         self,

@@ -190,8 +190,11 @@ class Tensors:
     with its path.
     """
 
-    def __init__(self, folder: Path, *, dtype: torch.dtype | None, device: torch.device) -> None:
-        """`dtype` None: as stored."""
+    def __init__(
+        self, folder: Path, *, dtype: torch.dtype | None, device: torch.device, lent: bool = False
+    ) -> None:
+        """`dtype` None: as stored.  `lent`: what is taken may be a view of its file."""
+        self._lent = lent
         self._folder = folder
         self._dtype = dtype
         self._device = device
@@ -229,9 +232,9 @@ class Tensors:
         tensor = source.read(name)
         if not tensor.is_floating_point():
             raise invalid(f"{self._folder}: tensor {name} is {tensor.dtype}; want floating point")
-        # What comes from a plain file is a view of its memory map: always a copy.
+        # What comes from a plain file is a view of its memory map.
         dtype = self._dtype or tensor.dtype
-        return tensor.to(device=self._device, dtype=dtype, copy=not source.is_own)
+        return tensor.to(device=self._device, dtype=dtype, copy=not (source.is_own or self._lent))
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor as `take` gives it, whatever its shape and type."""

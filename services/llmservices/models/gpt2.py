@@ -71,7 +71,7 @@ def _layer(spec: DecoderSpec, tensors: Tensors, at: str) -> Layer:
 
 def _linear(tensors: Tensors, name: str, features_in: int, features_out: int) -> Linear:
     weight = tensors.take(f"{name}.weight", features_in, features_out)
-    return Linear(weight.T, tensors.take(f"{name}.bias", features_out))
+    return Linear(weight.T, bias=tensors.take(f"{name}.bias", features_out))
 
 
 def _norm(spec: DecoderSpec, tensors: Tensors, name: str) -> Norm:

@@ -88,7 +88,7 @@ def _qkv(spec: DecoderSpec, tensors: Tensors, name: str) -> Linear:
     ordered: torch.Tensor | None = None
     if bias is not None:
         ordered = bias.view(spec.heads, 3, spec.head_dim).transpose(0, 1).reshape(-1)
-    return Linear(weight.reshape(3 * spec.hidden, spec.hidden), ordered)
+    return Linear(weight.reshape(3 * spec.hidden, spec.hidden), bias=ordered)
 
 
 def _norm(spec: DecoderSpec, tensors: Tensors, name: str) -> Norm:

@@ -16,26 +16,40 @@ class Linear:
     faster than the plain layout at the row counts of a decode step; the plain copy is then dropped.
     """
 
-    __slots__ = ("_bias", "_packable", "_packed", "_weight", "bytes", "features_in", "features_out")
+    __slots__ = (
+        "_bias", "_packable", "_packed", "_parts", "_weight", "bytes", "features_in",
+        "features_out",
+    )  # fmt: skip
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        self.features_out, self.features_in = weight.shape
-        self.bytes = weight.nbytes
+    def __init__(self, *parts: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        """The rows of the weight, in one part or several; on CPU they are joined at the first
+        use."""
+        self.features_out = sum(len(part) for part in parts)
+        self.features_in = parts[0].shape[1]
+        self.bytes = sum(part.nbytes for part in parts)
         self._bias = bias
-        self._packable = weight.device.type == "cpu" and weight.dtype in (
+        self._packable = parts[0].device.type == "cpu" and parts[0].dtype in (
             torch.float32,
             torch.bfloat16,
         )
         self._packed = False
-        self._weight = weight.contiguous()
+        self._parts = [part.contiguous() for part in parts]
+        self._weight = torch.empty(0)
+        if not self._packable:
+            self._join()
 
-    def take(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight and bias as they were given, to be laid out otherwise; this object cannot be used
-        afterwards.  Only before the first use."""
-        assert not self._packed
-        taken = self._weight, self._bias
-        self._weight, self._bias = torch.empty(0), None
+    def take(self) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """The weight's parts and the bias as they were given, to be laid out otherwise; this object
+        cannot be used afterwards.  Only before the first use."""
+        assert self._parts
+        taken = self._parts, self._bias
+        self._parts, self._bias = [], None
         return taken
+
+    def _join(self) -> None:
+        assert self._parts, "the weight was taken"
+        self._weight = self._parts[0] if len(self._parts) == 1 else torch.cat(self._parts)
+        self._parts = []
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if not self._laid_out():
@@ -48,6 +62,7 @@ class Linear:
     def _laid_out(self) -> bool:
         """Whether the weight is in oneDNN's layout, into which it is brought where it can be."""
         if self._packable and not self._packed:
+            self._join()
             self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, _ROWS_HINT)
             self._packed = True
         return self._packed

@@ -102,13 +102,9 @@ def joined(tensors: Tensors, parts: list[tuple[str, int]], features_in: int) -> 
     weights = [tensors.take(f"{name}.weight", out, features_in) for name, out in parts]
     biases = [tensors.optional(f"{name}.bias", out) for name, out in parts]
     if all(bias is None for bias in biases):
-        return Linear(torch.cat(weights))
-    return Linear(
-        torch.cat(weights),
-        torch.cat(
-            [
-                bias if bias is not None else torch.zeros_like(weight[:, 0])
-                for bias, weight in zip(biases, weights, strict=True)
-            ]
-        ),
-    )
+        return Linear(*weights)
+    stored = [
+        bias if bias is not None else torch.zeros_like(weight[:, 0])
+        for bias, weight in zip(biases, weights, strict=True)
+    ]
+    return Linear(*weights, bias=torch.cat(stored))

@@ -22,6 +22,8 @@ DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+Lend = Callable[[DecoderSpec, torch.dtype, torch.device], bool]
+"""Whether a decoder of such a kind is laid out anew at once by who loads it."""
 _LoadForeign = Callable[[Path, torch.dtype, torch.device], ForeignModel]
 _LoadForeignEncoder = Callable[[Path, torch.dtype, torch.device, Task], EncoderModel]
 _ReadSpec = Callable[[Config], DecoderSpec]
@@ -62,8 +64,17 @@ class Model(Protocol):
     def device(self) -> torch.device: ...
 
 
-def load(folder: Path, *, dtype: DtypeChoice = "auto", device: torch.device) -> Model:
+def _never(spec: DecoderSpec, dtype: torch.dtype, device: torch.device) -> bool:
+    return False
+
+
+def load(
+    folder: Path, *, dtype: DtypeChoice = "auto", device: torch.device, lend: Lend = _never
+) -> Model:
     """Load a causal language model, or an encoder (an `EncoderModel`).
+
+    Where `lend` says so, a decoder's weights may be views of the files: nothing is read before it
+    is laid out, and nothing is held twice.
 
     INVALID, with the path: not a model folder, a part of it is missing or torn, a tensor has the
     wrong shape (both are named), remote code, or a quantisation that is not supported.
@@ -78,13 +89,15 @@ def load(folder: Path, *, dtype: DtypeChoice = "auto", device: torch.device) -> 
     task = read_task(folder)
     if task.kind != "generate":
         return _load_encoder(folder, config, task, dtype=_wanted(config, dtype), device=device)
-    with (
-        torch.inference_mode(),
-        Tensors(folder, dtype=_wanted(config, dtype), device=device) as tensors,
-    ):
-        if family in _FAMILIES:
-            read_spec, build = _FAMILIES[family]
-            return build(read_spec(config), config, tensors)
+    if family in _FAMILIES:
+        read_spec, build = _FAMILIES[family]
+        spec, wanted = read_spec(config), _wanted(config, dtype)
+        lent = lend(spec, wanted, device)
+        with (
+            torch.inference_mode(),
+            Tensors(folder, dtype=wanted, device=device, lent=lent) as tensors,
+        ):
+            return build(spec, config, tensors)
     # Here and not at the top: the library takes seconds to import, and our own families never
     # need it.
     foreign: _LoadForeign = importlib.import_module("llmservices.models.foreign_load").load_foreign

@@ -7,9 +7,10 @@ from llmservices.models.decoder import Decoder, Layer, Norm
 from llmservices.models.linear import Linear
 from llmservices.models.native import build
 from llmservices.models.native.bindings import Functions, open_library
-from llmservices.models.native.packing import padded, quantise_int4
 from llmservices.models.rope import Rope
 from llmservices.models.spec import DecoderSpec
+
+from tests.services.models.native.reference import padded, quantise_int4
 
 
 class Small(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +46,7 @@ class Small(msgspec.Struct, frozen=True, kw_only=True):
 
         def linear(out: int, features: int) -> Linear:
             drawn = rounded(weight(out, features), precision)
-            return Linear(drawn, weight(out) if self.biased else None)
+            return Linear(drawn, bias=weight(out) if self.biased else None)
 
         query, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         embedding = weight(self.vocab, self.hidden)

@@ -8,9 +8,10 @@ from llmservices.executor.native import NativeRunner
 from llmservices.executor.runner import PagedRunner, Work
 from llmservices.models.native.bindings import Functions
 from llmservices.models.native.decoder import NativeDecoder
-from llmservices.models.native.packing import quantise_int4
+from llmservices.models.native.packing import Packer
 
 from tests.services.executor.native_models import Small, int4_errors
+from tests.services.models.native.reference import quantise_int4
 
 SHAPES = {
     "odd widths": Small(),
@@ -62,7 +63,7 @@ def native(
     isa: str = "",
     block_tokens: int = 16,
 ) -> NativeRunner:
-    model = NativeDecoder(small.make(), precision, functions)
+    model = NativeDecoder(small.make(), precision, Packer(functions, threads))
     return NativeRunner(
         model, blocks=BLOCKS, block_tokens=block_tokens, rows_max=256, threads=threads, isa=isa
     )
@@ -168,7 +169,8 @@ def test_int4_errs_no_more_than_the_plain_rule() -> None:
 
 
 def test_int4_takes_no_less_than_four_bits_a_weight() -> None:
-    numbers, scales = quantise_int4(torch.randn(32, 64, generator=torch.Generator().manual_seed(2)))
+    weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(2))
+    numbers, scales = quantise_int4(weight)
     assert (int(numbers.min()), int(numbers.max())) == (-8, 7)
     assert scales.shape == (32, 2, 1)  # a group is 32
     assert torch.equal(scales.half().float(), scales)

@@ -15,6 +15,7 @@ from llmservices.models.decoder import Decoder
 from llmservices.models.loading import load
 from llmservices.models.native.bindings import Functions
 from llmservices.models.native.decoder import NativeDecoder
+from llmservices.models.native.packing import Packer
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
@@ -71,7 +72,7 @@ def test_int8_is_within_half_a_percent_of_float32(functions: Functions, model: s
 
     plain = PagedRunner(fresh(), blocks=16, block_tokens=16, exact=False)
     narrow = NativeRunner(
-        NativeDecoder(fresh(), "int8", functions),
+        NativeDecoder(fresh(), "int8", Packer(functions, 1)),
         blocks=16,
         block_tokens=16,
         rows_max=WINDOW,

@@ -15,6 +15,7 @@ from llmservices.models.decoder import Decoder
 from llmservices.models.loading import load
 from llmservices.models.native.bindings import Functions
 from llmservices.models.native.decoder import NativeDecoder
+from llmservices.models.native.packing import Packer
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -43,7 +44,7 @@ def model() -> Decoder:
 def native_model(functions: Functions) -> NativeDecoder:
     plain = load(FOLDER, device=torch.device("cpu"))
     assert isinstance(plain, Decoder)
-    return NativeDecoder(plain, "auto", functions)
+    return NativeDecoder(plain, "auto", Packer(functions, 1))
 
 
 @pytest.fixture(scope="module")

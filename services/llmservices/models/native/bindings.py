@@ -31,6 +31,24 @@ class Matrix(ctypes.Structure):
     ]
 
 
+class Part(ctypes.Structure):
+    """LlmPart"""
+
+    _fields_ = [("data", ctypes.c_void_p), ("rows", ctypes.c_int64)]
+
+
+class Source(ctypes.Structure):
+    """LlmSource"""
+
+    _fields_ = [
+        ("parts", ctypes.POINTER(Part)),
+        ("part_count", ctypes.c_int32),
+        ("kind", ctypes.c_int32),
+        ("depth", ctypes.c_int32),
+        ("in_turns", ctypes.c_int32),
+    ]
+
+
 class Layer(ctypes.Structure):
     """LlmLayer"""
 
@@ -110,6 +128,17 @@ class Functions(Protocol):
 
     def llm_close(self, engine: int, /) -> None: ...
 
+    def llm_pack(
+        self,
+        source: "ctypes._Pointer[Source]",
+        to: "ctypes._Pointer[Matrix]",
+        threads: int,
+        isa: bytes,
+        /,
+    ) -> int: ...
+
+    def llm_forget_pages(self, start: int, size: int, /) -> None: ...
+
     def llm_prefer_large_pages(self, start: int, size: int, /) -> None: ...
 
     def llm_read_bandwidth(self, start: int, size: int, threads: int, isa: bytes, /) -> float: ...
@@ -144,6 +173,15 @@ def open_library(path: Path = build.LIBRARY) -> Functions | str:
     library.llm_step.restype = ctypes.c_int32
     library.llm_close.argtypes = [ctypes.c_void_p]
     library.llm_close.restype = None
+    library.llm_pack.argtypes = [
+        ctypes.POINTER(Source),
+        ctypes.POINTER(Matrix),
+        ctypes.c_int32,
+        ctypes.c_char_p,
+    ]
+    library.llm_pack.restype = ctypes.c_int32
+    library.llm_forget_pages.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    library.llm_forget_pages.restype = None
     library.llm_prefer_large_pages.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     library.llm_prefer_large_pages.restype = None
     library.llm_read_bandwidth.argtypes = [

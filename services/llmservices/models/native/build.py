@@ -26,10 +26,20 @@ FLAGS: Final = (
     "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
 _AVX512: Final = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
+# Packing gives the same bytes everywhere: there nothing becomes one operation.
+_PACK: Final = ("-ffp-contract=off",)
 UNITS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
-    "any": {"native.cpp": (), "peaks.cpp": (), "pool.cpp": (), "isa_baseline.cpp": ()},
+    "any": {
+        "native.cpp": (),
+        "peaks.cpp": (),
+        "pool.cpp": (),
+        "isa_baseline.cpp": (),
+        "pack_baseline.cpp": _PACK,
+    },
     "x86_64": {
         "isa_avx2.cpp": ("-mavx2", "-mfma"),
+        "pack_avx2.cpp": ("-mavx2", *_PACK),
+        "pack_avx512.cpp": (*_AVX512, *_PACK),
         "isa_avx512_vnni.cpp": _AVX512,
         "isa_avx512_bf16.cpp": (*_AVX512, "-mavx512bf16"),
     },

@@ -1,6 +1,7 @@
 """A decoder whose weights are laid out for the native step.
 
-It takes the weights of a `Decoder`, which is of no use afterwards: nothing is held twice.
+It takes the weights of a `Decoder`, which is of no use afterwards, one by one: no more than one
+matrix is held twice.
 """
 
 import ctypes
@@ -12,21 +13,15 @@ from llmservices.models.decoder import Layer as TorchLayer
 from llmservices.models.linear import Linear
 from llmservices.models.native import packing
 from llmservices.models.native.bindings import (
-    BFLOAT16,
-    FLOAT32,
-    Functions,
     Layer,
     Model,
 )
-from llmservices.models.native.packing import Packed, pack
+from llmservices.models.native.packing import KINDS, Packed, Packer
 from llmservices.models.spec import DecoderSpec
 
-_KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 
-
-def refusal(model: Decoder) -> str | None:
-    """Why the native step cannot compute this model; None where it can."""
-    spec = model.spec
+def refusal(spec: DecoderSpec, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the native step cannot compute such a model; None where it can."""
     plain = (
         spec.norm == "rms"
         and spec.norm_offset == 0.0
@@ -41,36 +36,40 @@ def refusal(model: Decoder) -> str | None:
     )
     if not plain:
         return f"native step does not know family {spec.family}"
-    if model.device.type != "cpu":
+    if device.type != "cpu":
         return "native step is for CPUs"
-    if model.dtype not in _KINDS:
-        return f"native step does not know {model.dtype}"
+    if dtype not in KINDS:
+        return f"native step does not know {dtype}"
     return None
 
 
 class NativeDecoder:
     """What the library is told of a model, and the memory behind it."""
 
-    def __init__(self, model: Decoder, precision: str, functions: Functions) -> None:
+    def __init__(self, model: Decoder, precision: str, packer: Packer) -> None:
         """Takes the weights out of `model`; the caller has asked `refusal`.
 
         `precision` of the weights: `auto` (the model's own), int8 or int4. The head of an int4
         model is int8: its errors go straight into the logits.
         """
-        assert refusal(model) is None
+        assert refusal(model.spec, model.dtype, model.device) is None
         self.spec: DecoderSpec = model.spec
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
         self.precision = (
             str(self.dtype).removeprefix("torch.") if precision == "auto" else precision
         )
-        self.functions = functions
+        self.functions = packer.functions
+        self._packer = packer
         self._held: list[Packed | torch.Tensor | ctypes.Array[ctypes.c_float]] = []
-        head = model.head.take()
-        tied = packing.same_storage(head[0], model.embedding_VC)
-        self._embedding = None if tied else model.embedding_VC
-        packed_head = pack(*head, "int8" if precision == "int4" else precision, functions)
+        parts, bias = model.head.take()
+        tied = packing.same_storage(parts[0], model.embedding_VC)
+        # What is kept is a copy: the weights may be views of a file.
+        self._embedding = None if tied else model.embedding_VC.clone()
+        packed_head = packer.pack(parts, bias, "int8" if precision == "int4" else precision)
         self._head = packed_head
+        del parts
+        model.embedding_VC = torch.empty(0, dtype=self.dtype)
         self.layers = [
             self._layer(layer, index, precision) for index, layer in enumerate(model.layers)
         ]
@@ -81,7 +80,7 @@ class NativeDecoder:
         self.weight_bytes = packed_head.bytes + sum(packed.bytes for packed in packs)
         if self._embedding is not None:
             self.weight_bytes += self._embedding.nbytes
-        functions.llm_trim()
+        self.functions.llm_trim()
 
     @property
     def context_tokens(self) -> int:
@@ -111,7 +110,7 @@ class NativeDecoder:
             ctypes.addressof(self._frequencies),
             self._head.struct(),
             spec.layers,
-            _KINDS[self.dtype],
+            KINDS[self.dtype],
             spec.hidden,
             spec.heads,
             spec.kv_heads,
@@ -130,11 +129,10 @@ class NativeDecoder:
         """All but its cache."""
 
         def packed(linear: Linear, *, gate_up: bool = False) -> Packed:
-            weight, bias = linear.take()
-            if gate_up:
-                weight = packing.interleaved(weight)
-                bias = None if bias is None else packing.interleaved(bias)
-            made = pack(weight, bias, precision, self.functions)
+            parts, bias = linear.take()
+            if gate_up and len(parts) == 1:
+                parts = list(parts[0].chunk(2))
+            made = self._packer.pack(parts, bias, precision, in_turns=gate_up)
             self._held.append(made)
             return made
 
@@ -154,6 +152,6 @@ class NativeDecoder:
         )
 
     def _norm(self, norm: Norm) -> int:
-        weight = packing.padded(norm.weight.float()).contiguous()
+        weight = packing.own(norm.weight)
         self._held.append(weight)
         return weight.data_ptr()

@@ -59,6 +59,20 @@ typedef struct {
     float unused_float;
 } LlmModel;
 
+// Rows of `depth` values, one a column of the matrix that is made of them.
+typedef struct {
+    const void *data;
+    int64_t rows;
+} LlmPart;
+
+typedef struct {
+    const LlmPart *parts;
+    int32_t part_count;
+    int32_t kind;     // of the values: float32 or bfloat16
+    int32_t depth;
+    int32_t in_turns; // 16 columns of the first of two parts, 16 of the second; else one part after another
+} LlmSource;
+
 // Rows of one thread: positions start .. start + rows - 1, in the blocks that
 // plan.blocks[first_block ...] names.
 typedef struct {
@@ -95,6 +109,11 @@ LLM_API LlmEngine *llm_open(const LlmModel *model, int32_t threads, int32_t rows
 // 0, or -1 where the plan has more rows than `rows_max`.
 LLM_API int32_t llm_step(LlmEngine *engine, const LlmPlan *plan);
 LLM_API void llm_close(LlmEngine *engine);
+// Fills `to`, whose buffers the caller owns: panels, and for int8 their scales; of a float kind it
+// must be the source's.  0, or -1 where memory is short or `isa` cannot run here.
+LLM_API int32_t llm_pack(const LlmSource *source, const LlmMatrix *to, int32_t threads, const char *isa);
+// Gives back the memory behind what is never read again; a file's is read anew if it is.
+LLM_API void llm_forget_pages(void *start, int64_t bytes);
 // Asks for large pages under a buffer that is about to be filled.
 LLM_API void llm_prefer_large_pages(void *start, int64_t bytes);
 // Bytes a second at which so many threads read a buffer once, or 0 where `isa` cannot run here.

@@ -56,6 +56,13 @@ struct LlmEngine {
     const LlmPlan *plan;
 };
 
+// A matrix that threads lay out together, panel by panel.
+struct Packing {
+    const LlmSource *source;
+    const LlmMatrix *to;
+    int64_t taken;
+};
+
 constexpr int64_t READING_PIECE = 1 << 16; // bytes
 
 // Memory that threads read together, once.
@@ -78,14 +85,18 @@ struct Kernels {
     void (*step)(void *engine, int thread);
     void (*read)(void *reading, int thread);
     void (*dots)(void *dots, int thread);
+    void (*pack)(void *packing, int thread);
 };
 
 // The best that runs here and has this name, or any where none is given; null where there is none.
 const Kernels *kernels_named(const char *name);
 
 extern "C" {
+void pack_baseline(void *packing, int thread);
 extern const Kernels kernels_baseline;
 #if defined(__x86_64__)
+void pack_avx2(void *packing, int thread);
+void pack_avx512(void *packing, int thread);
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512_vnni;
 extern const Kernels kernels_avx512_bf16;

@@ -4,4 +4,4 @@
 #include "peaks.h"
 #include "step.h"
 
-extern "C" const Kernels kernels_avx2 = {"avx2", step_on_thread, read_on_thread, dots_on_thread};
+extern "C" const Kernels kernels_avx2 = {"avx2", step_on_thread, read_on_thread, dots_on_thread, pack_avx2};

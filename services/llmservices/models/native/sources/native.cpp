@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif
@@ -172,6 +173,23 @@ void llm_close(LlmEngine *engine) {
     free(engine->scratch);
     free(engine->layers);
     delete engine;
+}
+
+int32_t llm_pack(const LlmSource *source, const LlmMatrix *to, int32_t threads, const char *isa) {
+    const Kernels *kernels = kernels_named(isa);
+    Pool *pool = kernels && threads > 0 ? pool_open(threads) : nullptr;
+    if (!pool) return -1;
+    Packing packing = {source, to, 0};
+    pool_run(pool, kernels->pack, &packing);
+    pool_close(pool);
+    return 0;
+}
+
+// The pages that lie in it as a whole: their neighbours' numbers stay.
+void llm_forget_pages(void *start, int64_t bytes) {
+    const int64_t page = sysconf(_SC_PAGESIZE);
+    const int64_t begin = rounded((int64_t)start, page), end = ((int64_t)start + bytes) / page * page;
+    if (end > begin) madvise((void *)begin, end - begin, MADV_DONTNEED);
 }
 
 void llm_prefer_large_pages(void *start, int64_t bytes) {
