@@ -96,6 +96,20 @@ async def complete_all(client: AsyncClient, asks: Sequence[Ask]) -> list[Complet
     return list(await asyncio.gather(*(complete(client, ask) for ask in asks)))
 
 
+async def under_way(
+    client: AsyncClient, asks: Sequence[Ask], tokens: int = 100
+) -> "asyncio.Task[list[Completion]]":
+    """All at once; returns when so many tokens are committed and more are to come."""
+    before = (await client.status()).tokens_committed
+    running = asyncio.create_task(complete_all(client, asks))
+    committed = 0
+    while committed < tokens:
+        committed = (await client.status()).tokens_committed - before
+        if running.done():
+            raise AssertionError(f"over after {committed} tokens: {await running}")
+    return running
+
+
 class Twins:
     """What comes when nobody disturbs it."""
 

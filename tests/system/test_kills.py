@@ -10,7 +10,7 @@ from libllm.client import AsyncClient
 
 from .conftest import EXACT, Boot, System, find, strike
 from .http_load import Resuming, bodies, forget_all, url_of
-from .load import Twins, assert_equal, complete_all, load
+from .load import Twins, assert_equal, complete_all, load, under_way
 
 TIGHT = EXACT.replace('"exact"', '"exact"\nkv_bytes = 3145728')
 VICTIMS = ("executor", "tokenizer", "monitor", "gateway", "kernel")
@@ -18,11 +18,10 @@ VICTIMS = ("executor", "tokenizer", "monitor", "gateway", "kernel")
 
 @pytest.mark.parametrize("victim", VICTIMS)
 async def test_kill_of_one_service(gated: System, twins: Twins, victim: str) -> None:
-    asks = load(8, 60)
+    asks = load(8, 400)
     async with gated.client() as client:
         wanted = await twins.of(client, asks)
-        disturbed = asyncio.create_task(complete_all(client, asks))
-        await asyncio.sleep(0.2)
+        disturbed = await under_way(client, asks)
         await strike(client, victim)
         assert_equal(await disturbed, wanted)
         await gated.until_settled(client)
@@ -66,7 +65,7 @@ async def read_http(client: AsyncClient, readers: Sequence[Resuming] = ()) -> li
 
 
 async def test_random_kills(gated: System, twins: Twins) -> None:
-    await campaign(gated, twins, kills=12, seed=7, tokens=100)
+    await campaign(gated, twins, kills=12, seed=7, tokens=200)
 
 
 @pytest.mark.long

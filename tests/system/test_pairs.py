@@ -23,7 +23,7 @@ from llmproto.operation import ThreadState
 
 from .conftest import System, find, strike
 from .faults.points import SELF, arm
-from .load import Ask, Twins, assert_equal, complete_all, load
+from .load import Ask, Twins, assert_equal, complete_all, load, under_way
 from .reader import Line, read_lines
 
 ROLES = ("kernel", "executor", "tokenizer")
@@ -41,11 +41,11 @@ AT = [
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 async def test_two_at_once(shared: System, twins: Twins, pair: tuple[str, str]) -> None:
-    asks = load(16, 60)
+    asks = load(16, 300)
     async with shared.client() as client:
         wanted = await twins.of(client, asks)
-        disturbed = asyncio.create_task(complete_all(client, asks))
-        await asyncio.sleep(random.Random(str(pair)).uniform(0.1, 0.4))
+        tokens = random.Random(str(pair)).randrange(50, 800)
+        disturbed = await under_way(client, asks, tokens)
         pids = [(await find(client, role)).pid for role in pair]
         for pid in pids:
             assert pid is not None

@@ -1,12 +1,10 @@
 """Deaths at named points: where a process has done one half of something and not the other."""
 
-import asyncio
-
 import pytest
 
 from .conftest import System, strike
 from .faults.points import arm
-from .load import Twins, assert_equal, complete_all, load
+from .load import Twins, assert_equal, complete_all, load, under_way
 
 LONG = pytest.mark.long
 POINTS = (
@@ -71,10 +69,7 @@ async def test_second_death_at(
     asks = load(16, 60)
     async with rigged.client() as client:
         wanted = await twins.of(client, asks)
-        before = (await client.status()).tokens_committed
-        disturbed = asyncio.create_task(complete_all(client, asks))
-        while (await client.status()).tokens_committed < before + 100:
-            assert not disturbed.done()
+        disturbed = await under_way(client, asks, 100)
         armed = arm(rigged.home.root, point, nth=nth)
         try:
             await strike(client, first)

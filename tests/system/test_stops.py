@@ -13,18 +13,17 @@ from libllm.options import to_generate
 from llmproto.operation import ThreadState
 
 from .conftest import Boot, System, find, strike
-from .load import Ask, Twins, assert_equal, complete_all, load, read
+from .load import Ask, Twins, assert_equal, complete_all, load, read, under_way
 
 STOPPED = ("executor", "tokenizer", "kernel")
 
 
 @pytest.mark.parametrize("victim", STOPPED)
 async def test_a_stopped_process_is_replaced(shared: System, twins: Twins, victim: str) -> None:
-    asks = load(8, 100)
+    asks = load(8, 400)
     async with shared.client() as client:
         wanted = await twins.of(client, asks)
-        disturbed = asyncio.create_task(complete_all(client, asks))
-        await asyncio.sleep(0.2)
+        disturbed = await under_way(client, asks)
         pid = await strike(client, victim, signal.SIGSTOP)
         try:
             assert_equal(await disturbed, wanted)
@@ -42,11 +41,10 @@ async def test_a_stopped_process_is_replaced(shared: System, twins: Twins, victi
 @pytest.mark.parametrize("victim", STOPPED)
 async def test_a_short_stop_kills_nobody(shared: System, twins: Twins, victim: str) -> None:
     """Woken in time it goes on where it stood."""
-    asks = load(8, 60)
+    asks = load(8, 400)
     async with shared.client() as client:
         wanted = await twins.of(client, asks)
-        disturbed = asyncio.create_task(complete_all(client, asks))
-        await asyncio.sleep(0.1)
+        disturbed = await under_way(client, asks)
         pid = await strike(client, victim, signal.SIGSTOP)
         await asyncio.sleep(0.5)
         os.kill(pid, signal.SIGCONT)
@@ -56,11 +54,11 @@ async def test_a_short_stop_kills_nobody(shared: System, twins: Twins, victim: s
 
 async def test_init_stopped(shared: System, twins: Twins) -> None:
     """Init judges nobody by time in which it did not run itself."""
-    asks = load(8, 100)
+    asks = load(8, 400)
     async with shared.client() as client:
         wanted = await twins.of(client, asks)
         before = {row.name: row.pid for row in await client.ps()}
-        disturbed = asyncio.create_task(complete_all(client, asks))
+        disturbed = await under_way(client, asks)
         init = shared.init_pid()
         os.kill(init, signal.SIGSTOP)
         await asyncio.sleep(3)
