@@ -29,7 +29,13 @@ Figures = dict[str, object]
 
 @asynccontextmanager
 async def system(config: str) -> AsyncIterator[tuple[AsyncClient, Home, float]]:
-    """A system in a home of its own: client, home, seconds from nothing to ready."""
+    """A system in a home of its own: client, home, seconds from nothing to ready.
+
+    SIGTERM cancels the task that asked for it, so the system ends with whoever measured.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     root = Path(tempfile.mkdtemp(prefix="llmos-"))
     (root / "config.toml").write_text(config)
     home = Home.find(root)

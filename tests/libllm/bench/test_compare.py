@@ -114,6 +114,26 @@ def test_no_prompts_of_two_measurements_are_alike() -> None:
     assert len(set(seeds)) == len(seeds)
 
 
+async def test_what_an_engine_prints_is_no_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "engine"
+    script.write_text(
+        f"#!{sys.executable}\n"
+        "from libllm.bench.compare.drivers.lines import serve\n"
+        "print('INFO loading', flush=True)\n"
+        "serve('fake', '7', lambda prompts, output: print('INFO step'), vocabulary=99)\n"
+    )
+    script.chmod(0o755)
+    peer = Driven("fake", script, [], {}, bits=16)
+    try:
+        assert await peer.start() == "7"
+        assert await peer.rate(Case("d", 2, 4, 3), 1) > 0
+    finally:
+        await peer.stop()
+    assert "INFO loading" in capsys.readouterr().err
+
+
 @pytest.mark.long
 async def test_a_real_comparison_skips_who_is_not_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

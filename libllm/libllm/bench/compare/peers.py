@@ -24,6 +24,8 @@ from libllm.config import child_environment
 
 LINE_S: Final = 900.0
 """The slowest answer that is waited for: an engine that loads and compiles."""
+ANSWER: Final = b"{"
+"""Engines and their processes print beside the driver's answers, while they are imported too."""
 WARM_TOKENS: Final = 4
 WARM_SALT: Final = 0
 NAME: Final = "measured"
@@ -172,6 +174,9 @@ class Driven:
         assert self._process.stdout is not None
         async with asyncio.timeout(LINE_S):
             line = await self._process.stdout.readline()
+            while line and not line.startswith(ANSWER):
+                sys.stderr.write(line.decode(errors="replace"))
+                line = await self._process.stdout.readline()
         if not line:
             code = await self._process.wait()
             raise _absent(self.name, f"it ended with exit code {code}")

@@ -26,9 +26,12 @@ def main() -> None:
         wanted = openvino_genai.GenerationConfig()
         wanted.max_new_tokens = wanted.min_new_tokens = output
         wanted.ignore_eos = True
+        # A vocabulary that names no end would be taken to end with -1, which is refused.
+        wanted.set_eos_token_id(0)
         wanted.do_sample = False
         tensors = [openvino.Tensor(numpy.array([ids], dtype=numpy.int64)) for ids in prompts]
-        pipeline.generate(tensors, [wanted] * len(tensors))
+        answers = pipeline.generate(tensors, [wanted] * len(tensors))
+        assert all(len(one.m_generation_ids[0]) == output for one in answers)
 
     version = openvino_genai.__version__
     serve("openvino", version, compute, vocabulary=vocabulary_of(folder))
