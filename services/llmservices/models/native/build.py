@@ -25,6 +25,11 @@ FLAGS: Final = (
     # A product and a sum may become one operation; nothing else may change a result.
     "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
 )  # fmt: skip
+_ARM: Final[dict[str, tuple[str, ...]]] = {
+    "isa_neon.cpp": (),
+    "isa_neon_dot.cpp": ("-march=armv8.2-a+dotprod",),
+    "isa_neon_bf16.cpp": ("-march=armv8.2-a+dotprod+bf16",),
+}
 _AVX512: Final = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
 # Packing gives the same bytes everywhere: there nothing becomes one operation.
 _PACK: Final = ("-ffp-contract=off",)
@@ -43,6 +48,8 @@ UNITS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "isa_avx512_vnni.cpp": _AVX512,
         "isa_avx512_bf16.cpp": (*_AVX512, "-mavx512bf16"),
     },
+    "aarch64": _ARM,
+    "arm64": _ARM,
 }
 """What is compiled, by machine, with the flags of each file."""
 

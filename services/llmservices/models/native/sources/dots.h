@@ -15,6 +15,8 @@ constexpr int VECTORS = 16 / WIDTH; // that 16 columns take
 constexpr int TILE_HALVES = 2, TILE_ROWS = 12, TILE_ROWS_INT4 = 6;
 #elif WIDTH == 8
 constexpr int TILE_HALVES = 1, TILE_ROWS = 4, TILE_ROWS_INT4 = 2;
+#elif defined(HAS_NEON) // 32 registers
+constexpr int TILE_HALVES = 1, TILE_ROWS = 5, TILE_ROWS_INT4 = 2;
 #else
 constexpr int TILE_HALVES = 1, TILE_ROWS = 2, TILE_ROWS_INT4 = 1;
 #endif
@@ -50,6 +52,27 @@ struct DotBfloat16 {
         sum = (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
     }
 };
+#elif defined(HAS_NEON_BF16)
+constexpr bool BF16_INPUT = true;
+struct DotBfloat16 {
+    static constexpr int DEPTHS = 2, A_BYTES = 4, B_BYTES = 64;
+    typedef vf Sum;
+    typedef vi A;
+    typedef vi B;
+    INLINE A broadcast(const char *from) {
+        int32_t value;
+        memcpy(&value, from, 4);
+        return all_int(value);
+    }
+    INLINE B fetch(const char *from, int vector) {
+        vi value;
+        memcpy(&value, from + vector * WIDTH * 4, sizeof value);
+        return value;
+    }
+    INLINE void add(Sum &sum, A a, B b) {
+        sum = (vf)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)b, (bfloat16x8_t)a);
+    }
+};
 #else
 constexpr bool BF16_INPUT = false; // rows stay float32, which loses less
 struct DotBfloat16 {
@@ -82,9 +105,36 @@ struct DotBfloat16 {
 };
 #endif
 
-// Unsigned weights against signed rows, four depths a lane; sums are exact, so that every
-// instruction set gives the same.
-#if defined(HAS_VNNI)
+// Weights against signed rows, four depths a lane; sums are exact, so that every instruction set
+// gives the same.  Weights of 8 bits are stored with 128 added.  Where the processor multiplies
+// unsigned by signed, the sums begin with what that adds; where signed by signed, it is taken off
+// as they are loaded, by turning the highest bit.  Weights of 4 bits are 0 to 15 for both.
+#if defined(HAS_NEON)
+constexpr int BYTE_OFFSET = 0;
+#else
+constexpr int BYTE_OFFSET = 128;
+#endif
+#if defined(HAS_NEON)
+constexpr int QUAD_BYTES = 4;
+typedef vi QuadA;
+typedef vi QuadB;
+INLINE QuadA quad_broadcast(const char *from) {
+    int32_t value;
+    memcpy(&value, from, 4);
+    return all_int(value);
+}
+INLINE void quad_add(vi &sum, QuadA a, QuadB b) {
+    const int8x16_t row = (int8x16_t)a, weights = (int8x16_t)b;
+#if defined(HAS_NEON_DOT)
+    sum = (vi)vdotq_s32((int32x4_t)sum, weights, row);
+#else
+    // Products of 8 bits have 16; two of them together may have more.
+    const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(weights), vget_low_s8(row)));
+    const int32x4_t high = vpaddlq_s16(vmull_high_s8(weights, row));
+    sum += (vi)vpaddq_s32(low, high);
+#endif
+}
+#elif defined(HAS_VNNI)
 constexpr int QUAD_BYTES = 4; // of a row's four depths
 typedef __m512i QuadA;
 typedef vi QuadB;
@@ -141,7 +191,7 @@ struct DotInt8 {
     INLINE B fetch(const char *from, int vector) {
         vi value;
         memcpy(&value, from + vector * WIDTH * 4, sizeof value);
-        return value;
+        return BYTE_OFFSET ? value : (vi)((vu)value ^ 0x80808080u);
     }
     INLINE void add(Sum &sum, A a, B b) { quad_add(sum, a, b); }
 };

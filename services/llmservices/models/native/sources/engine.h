@@ -17,7 +17,7 @@ struct Input {
     char *data;
     int64_t stride;  // bytes a row
     float *scales;   // int8, int4: one a row
-    int32_t *sums;   // int8: minus 128 times a row's sum; int4: minus 8 times each group's
+    int32_t *sums;   // int8: minus BYTE_OFFSET times a row's sum; int4: minus 8 times each group's
     int64_t sums_stride;
 };
 
@@ -100,6 +100,10 @@ void pack_avx512(void *packing, int thread);
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512_vnni;
 extern const Kernels kernels_avx512_bf16;
+#elif defined(__aarch64__)
+extern const Kernels kernels_neon;
+extern const Kernels kernels_neon_dot;
+extern const Kernels kernels_neon_bf16;
 #endif
 }
 

@@ -1,4 +1,4 @@
-// What every processor of the architecture has: SSE2, or NEON.
+// What every processor of the architecture has, as the compiler finds it.
 #define WIDTH 4
 #include "peaks.h"
 #include "step.h"

@@ -9,6 +9,11 @@
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 #include "engine.h"
 
@@ -17,6 +22,29 @@
 #endif
 
 namespace {
+
+#if defined(__aarch64__)
+// What a processor may have beyond NEON.  Bits: Linux, Documentation/arch/arm64/elf_hwcaps.rst.
+struct Extensions {
+    bool dot = false, bf16 = false;
+    Extensions() {
+#if defined(__linux__)
+        dot = getauxval(AT_HWCAP) >> 20 & 1;
+        bf16 = getauxval(AT_HWCAP2) >> 14 & 1;
+#elif defined(__APPLE__)
+        dot = says("hw.optional.arm.FEAT_DotProd");
+        bf16 = says("hw.optional.arm.FEAT_BF16");
+#endif
+    }
+#if defined(__APPLE__)
+    static bool says(const char *name) {
+        int value = 0;
+        size_t size = sizeof value;
+        return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value;
+    }
+#endif
+};
+#endif
 
 bool runs_here(const Kernels *kernels) {
 #if defined(__x86_64__)
@@ -27,6 +55,11 @@ bool runs_here(const Kernels *kernels) {
     if (kernels == &kernels_avx512_bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
     if (kernels == &kernels_avx512_vnni) return avx512;
     if (kernels == &kernels_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#elif defined(__aarch64__)
+    const Extensions has;
+    if (kernels == &kernels_neon_bf16) return has.dot && has.bf16;
+    if (kernels == &kernels_neon_dot) return has.dot;
+    if (kernels == &kernels_neon) return true;
 #endif
     return kernels == &kernels_baseline;
 }
@@ -36,6 +69,10 @@ const Kernels *const CHOICES[] = {
     &kernels_avx512_bf16,
     &kernels_avx512_vnni,
     &kernels_avx2,
+#elif defined(__aarch64__)
+    &kernels_neon_bf16,
+    &kernels_neon_dot,
+    &kernels_neon,
 #endif
     &kernels_baseline,
 };

@@ -21,7 +21,7 @@ constexpr int PEAK_SUMS = 12; // enough to hide what one product takes, few enou
 #endif
 
 template <class B> INLINE void hide(B &value) { HIDE(value); }
-#if !defined(HAS_BF16_DOT)
+#if !defined(HAS_BF16_DOT) && !defined(HAS_NEON_BF16)
 INLINE void hide(DotBfloat16::B &value) {
     HIDE(value.even);
     HIDE(value.odd);

@@ -69,7 +69,7 @@ void quantise_row(const float *from, int64_t depth, const LlmMatrix &matrix, con
         if (matrix.kind == LLM_INT4) sums[group] = -8 * total_int(sum);
         all_sum += sum;
     }
-    if (matrix.kind == LLM_INT8) sums[0] = -128 * total_int(all_sum);
+    if (matrix.kind == LLM_INT8) sums[0] = -BYTE_OFFSET * total_int(all_sum);
 }
 
 INLINE void narrow_row(const float *from, int64_t depth, char *to) {

@@ -6,6 +6,8 @@
 
 #if defined(HAS_BF16_DOT) || defined(HAS_VNNI) || defined(HAS_AVX2)
 #include <immintrin.h>
+#elif defined(HAS_NEON)
+#include <arm_neon.h>
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
