@@ -5,4 +5,4 @@
 #include "peaks.h"
 #include "step.h"
 
-extern "C" const Kernels kernels_neon = {"neon", step_on_thread, read_on_thread, dots_on_thread};
+extern "C" const Kernels kernels_neon = {"neon", step_on_thread, read_on_thread, dots_on_thread, pack_baseline};

@@ -6,4 +6,4 @@
 #include "peaks.h"
 #include "step.h"
 
-extern "C" const Kernels kernels_neon_bf16 = {"neon_bf16", step_on_thread, read_on_thread, dots_on_thread};
+extern "C" const Kernels kernels_neon_bf16 = {"neon_bf16", step_on_thread, read_on_thread, dots_on_thread, pack_baseline};
