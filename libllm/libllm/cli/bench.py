@@ -28,6 +28,7 @@ class What(StrEnum):
     LOAD = "load"
     PREFIXES = "prefixes"
     GOALS = "goals"
+    COLD = "cold"
     EMBED = "embed"
 
 
@@ -50,6 +51,7 @@ PROGRAMS: Final = {
     What.LOAD: ("libllm.bench.compare.load",),
     What.PREFIXES: ("libllm.bench.compare.prefixes",),
     What.GOALS: ("libllm.bench.compare.goals",),
+    What.COLD: ("libllm.bench.cold",),
 }
 
 
@@ -75,8 +77,8 @@ def bench(
             "serve: a load on any OpenAI-compatible server, or on a system. compare: "
             "this system and other engines in turn. load: it and vLLM under a recorded trace. "
             "prefixes: what of shared prefixes is not computed again. goals: what such records "
-            "come to. embed: embeddings against "
-            "sentence-transformers."
+            "come to. cold: request to first token of a model that is not loaded, and the "
+            "executor's memory. embed: embeddings against sentence-transformers."
         ),
     ],
     arguments: Annotated[

@@ -35,6 +35,7 @@ from libllm.bench.compare.peers import (
 )
 from libllm.bench.compare.record import Compared
 from libllm.bench.compare.weights import weights_of
+from libllm.bench.folders import kv_token_bytes, weight_bytes
 from libllm.config import child_environment
 
 
@@ -149,11 +150,11 @@ async def compare(
             versions=versions,
             ours=[peer.name for peer in ours],
             tokens_per_s=rates,
-            weight_bytes=sum(one.stat().st_size for one in folder.glob("*.safetensors")),
+            weight_bytes=weight_bytes(folder),
             read_bytes_per_s=reads,
             first_token_s={peer.name: peer.first_token_s for peer in ours},
             resident_bytes=resident,
-            kv_bytes=most.streams * (most.prompt + most.output) * _kv_token_bytes(folder),
+            kv_bytes=most.streams * (most.prompt + most.output) * kv_token_bytes(folder),
         )
 
 
@@ -182,17 +183,6 @@ async def _read_bandwidth() -> float:
     )
     output, _ = await process.communicate()
     return float(output)
-
-
-def _kv_token_bytes(folder: Path) -> int:
-    """In two bytes a number, by the names that the llama family uses; 0 where they are others."""
-    said = json.loads((folder / "config.json").read_text())
-    try:
-        heads = said.get("num_key_value_heads", said["num_attention_heads"])
-        dim = said.get("head_dim") or said["hidden_size"] // said["num_attention_heads"]
-        return int(said["num_hidden_layers"] * 2 * heads * dim * 2)
-    except KeyError:
-        return 0
 
 
 def show(found: Compared) -> None:
