@@ -46,11 +46,11 @@ class NativeRunner:
         size = values * model.dtype.itemsize
         # From numpy, whose zeros are pages that the system makes when they are first written: a
         # cache takes the memory of what is in it.
-        self._caches = [
+        self.caches = [
             torch.from_numpy(np.zeros((blocks, size), dtype=np.uint8)).view(model.dtype)
             for _ in range(model.spec.layers)
         ]
-        for layer, cache in zip(self._layers, self._caches, strict=True):
+        for layer, cache in zip(self._layers, self.caches, strict=True):
             layer.cache = cache.data_ptr()
         opened = functions.llm_open(at, threads, rows_max, isa.encode())
         if opened is None:
@@ -66,10 +66,10 @@ class NativeRunner:
 
     @property
     def cache_bytes(self) -> int:
-        return sum(cache.nbytes for cache in self._caches)
+        return sum(cache.nbytes for cache in self.caches)
 
     def clear(self, blocks: Iterable[int]) -> None:
-        for cache in self._caches:
+        for cache in self.caches:
             cache[list(blocks)] = 0
 
     def forget(self, residency: int) -> None:

@@ -1,6 +1,8 @@
 """From settings to an engine that is warm."""
 
+import gc
 import json
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +16,8 @@ from llmservices.executor.encoding import EncoderEngine
 from llmservices.executor.loader import Settings, load_engine, threads_for
 from llmservices.models.loading import load
 from llmservices.models.native.bindings import Functions
+
+from tests.services.models.native.memory import is_mapped
 
 from ..encoders import make
 
@@ -41,6 +45,43 @@ def test_the_cache_is_no_larger_than_all_contexts(tiny_folder: Path) -> None:
     engine = load_engine(settings(tiny_folder, config), lambda plan: None)
     assert engine.blocks == 3 * (160 // 16)
     assert engine.config.residents_max == 3
+
+
+@pytest.mark.parametrize("weights", ["auto", "int8", "int4"])
+def test_the_native_step_keeps_nothing_of_the_files(
+    functions: Functions,
+    tiny_folder: Path,
+    tmp_path: Path,
+    weights: Literal["auto", "int8", "int4"],
+) -> None:
+    """Weights are read where the files are mapped, and what is kept is laid out: not twice."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    lent: list[bool] = []
+
+    def lend(*_: object) -> bool:
+        lent.append(is_mapped(folder / "model.safetensors"))
+        return True
+
+    model = load(folder, device=torch.device("cpu"), lend=lend)
+    assert lent == [False]
+    assert is_mapped(folder / "model.safetensors")
+    del model
+    config = ExecutorConfig(threads=1, weights=weights)
+    engine = load_engine(settings(folder, config), lambda plan: None)
+    assert "native" in engine.path
+    gc.collect()
+    assert not is_mapped(folder / "model.safetensors")
+
+
+def test_torch_has_copies_of_its_own(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    config = ExecutorConfig(threads=1, step="torch")
+    engine = load_engine(settings(folder, config), lambda plan: None)
+    assert "torch" in engine.path
+    gc.collect()
+    assert not is_mapped(folder / "model.safetensors")
 
 
 def test_an_encoder_has_an_engine_of_its_own(tmp_path: Path) -> None:

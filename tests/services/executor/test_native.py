@@ -1,5 +1,7 @@
 """The native step against the plain path in torch, and against itself in other company."""
 
+import mmap
+
 import msgspec
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from llmservices.models.native.decoder import NativeDecoder
 from llmservices.models.native.packing import Packer
 
 from tests.services.executor.native_models import Small, int4_errors
+from tests.services.models.native.memory import resident_pages
 from tests.services.models.native.reference import quantise_int4
 
 SHAPES = {
@@ -156,6 +159,20 @@ def test_bits_do_not_depend_on_company_cuts_or_threads(
     for isa_threads in (1, 2, 3):
         assert torch.equal(logits(list(range(1, 90)), 0, isa_threads), whole)
         assert torch.equal(logits([5, 32, 70], 19, isa_threads), whole)
+
+
+def test_a_cache_takes_the_memory_of_what_is_in_it(functions: Functions) -> None:
+    """Blocks that nobody has written to are not there, however many there may be."""
+    small = Small(layers=1)
+    model = NativeDecoder(small.make(), "auto", Packer(functions, 1))
+    blocks = 1 << 16
+    runner = NativeRunner(model, blocks=blocks, block_tokens=16, rows_max=16, threads=1)
+    (cache,) = runner.caches
+    assert cache.nbytes == runner.cache_bytes > 200_000_000
+    ids = np.arange(10, dtype=np.int32)
+    with torch.inference_mode():
+        assert runner.compute([Work(0, ids, 0, [blocks // 2], "last")]) is not None
+    assert resident_pages(cache) * mmap.PAGESIZE < cache.nbytes // 8  # of large pages, perhaps
 
 
 def test_int4_errs_no_more_than_the_plain_rule() -> None:

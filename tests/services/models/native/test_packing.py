@@ -1,7 +1,6 @@
 """Packed weights are, byte for byte, the layouts that `reference.py` spells out."""
 
 import mmap
-import re
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,10 @@ from llmservices.models.native.packing import Packed, Packer
 
 from tests.services.executor.native_models import functions_or_skip
 from tests.services.models.native import reference
+from tests.services.models.native.memory import resident_pages
 
 DTYPES = [torch.float32, torch.bfloat16]
 PRECISIONS = ["auto", "int8", "int4"]
-_MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) .*?^Rss: +([0-9]+) kB", re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +112,3 @@ def test_what_was_read_of_a_file_is_given_back(functions: Functions, tmp_path: P
     assert_packed(found, reference.padded(whole[1:-1]), "auto")
     assert (tensor[0] == 1.0).all()
     assert (tensor[-1] == 2.0).all()
-
-
-def resident_pages(tensor: torch.Tensor) -> int:
-    """Of the mapping that it lies in."""
-    for begin, end, kilobytes in _MAPPING.findall(Path("/proc/self/smaps").read_text()):
-        if int(begin, 16) <= tensor.data_ptr() < int(end, 16):
-            return int(kilobytes) * 1024 // mmap.PAGESIZE
-    raise AssertionError("no mapping holds it")
