@@ -64,7 +64,8 @@ class Engine:
         self.path = _path(model, self._runner, config)
         self.counters = Counters()
         self._table = BlockTable(self.blocks, config.block_tokens)
-        self._sampler = Sampler(model.vocab_tokens, model.device)
+        drawer = self._runner if isinstance(self._runner, NativeRunner) else None
+        self._sampler = Sampler(model.vocab_tokens, model.device, drawer)
         self._residents: dict[int, Resident] = {}
         self._age = 0
         self._waiting: tuple[int, int, int] | None = None

@@ -13,7 +13,9 @@ import torch
 from llmproto.errors import invalid
 
 from llmservices.executor.runner import Work, wanted_rows
+from llmservices.executor.sampler import Draw
 from llmservices.models.native.bindings import BLOCK_TOKENS_MAX, Layer, Plan
+from llmservices.models.native.bindings import Draw as NativeDraw
 from llmservices.models.native.decoder import NativeDecoder
 
 
@@ -108,3 +110,40 @@ class NativeRunner:
         assert done == 0, f"{len(tokens)} rows are more than the native step was opened for"
         self.greatest = (values.tolist(), best.tolist())
         return logits[:, : self._model.vocab_tokens] if count else None
+
+    def draw(self, draws: Sequence[Draw]) -> list[int | None]:
+        """Tokens from rows of logits; None where two are nearer to each other than the rounding of
+        either side, and where the native step does not go."""
+        vocab = self._model.vocab_tokens
+        asked = (NativeDraw * len(draws))()
+        taken = [row for row, draw in enumerate(draws) if _readable(draw.logits_V, vocab)]
+        for at, row in enumerate(taken):
+            sampling, (first, second) = draws[row].sampling, draws[row].words
+            asked[at] = NativeDraw(
+                draws[row].logits_V.data_ptr(),
+                sampling.top_p,
+                sampling.min_p,
+                sampling.temperature,
+                sampling.top_k,
+                first,
+                second,
+                -1,
+                0,
+            )
+        self._model.functions.llm_draw(self._engine, asked, len(taken))
+        tokens: list[int | None] = [None] * len(draws)
+        for at, row in enumerate(taken):
+            if asked[at].token >= 0:
+                tokens[row] = asked[at].token
+        return tokens
+
+
+def _readable(logits_V: torch.Tensor, vocab: int) -> bool:
+    """Whether it is float32 in a row, with room behind it to the next multiple of 16."""
+    room = logits_V.untyped_storage().nbytes() // 4 - logits_V.storage_offset()
+    return (
+        logits_V.dtype == torch.float32
+        and len(logits_V) == vocab
+        and (logits_V.stride(0) == 1)
+        and room >= -(-vocab // 16) * 16
+    )

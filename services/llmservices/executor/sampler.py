@@ -10,6 +10,7 @@ Legend: W rows, V vocabulary.
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -48,14 +49,33 @@ class Choice(msgspec.Struct, frozen=True):
     score: TokenScore | None
 
 
+class Draw(msgspec.Struct, frozen=True):
+    """A row of logits, after penalties and bias, from which a token is to be drawn."""
+
+    logits_V: torch.Tensor
+    sampling: Sampling
+    words: tuple[int, int]
+    """That its noise comes from."""
+
+
+class Drawer(Protocol):
+    """Draws fast where it is sure."""
+
+    def draw(self, draws: Sequence[Draw]) -> list[int | None]:
+        """The tokens that this module's rule gives; None where that is to be asked."""
+
+
 class Sampler:
     """Chooses tokens for any number of rows at once; a row's choice does not depend on the
     other rows."""
 
-    def __init__(self, vocab_tokens: int, device: torch.device) -> None:
+    def __init__(
+        self, vocab_tokens: int, device: torch.device, drawer: Drawer | None = None
+    ) -> None:
         ids = torch.arange(vocab_tokens, dtype=torch.int64)
         # Mixed once here, so that a row costs a single further round.
         self._mixed_V = mix(_signed(ids * 0x9E3779B1)).to(device)
+        self._drawer = drawer
 
     def choose(
         self,
@@ -68,7 +88,7 @@ class Sampler:
         `greatest` logits and the first tokens that have them, where they are known.
         """
         top_W, best = _greatest(logits_WV) if greatest is None else greatest
-        plain = [row for row, ask in enumerate(asks) if _plain(ask.sampling)]
+        plain = {row for row, ask in enumerate(asks) if _plain(ask.sampling)}
         chosen: list[Choice | RemoteError | None] = [None] * len(asks)
         for row, ask in enumerate(asks):
             if not math.isfinite(top_W[row]):
@@ -76,16 +96,40 @@ class Sampler:
                     ErrorKind.INTERNAL,
                     f"the model's greatest logit at position {ask.position} is {top_W[row]}",
                 )
-        drawn = [row for row in plain if asks[row].sampling.temperature and not chosen[row]]
-        for row, token in zip(drawn, self._draw(logits_WV, asks, drawn), strict=True):
-            chosen[row] = Choice(token, None)
         for row in plain:
-            if chosen[row] is None:
+            if chosen[row] is None and not asks[row].sampling.temperature:
                 chosen[row] = Choice(best[row], None)
-        return [
-            choice if choice is not None else self._choose(logits_WV[row].float(), asks[row])
-            for row, choice in enumerate(chosen)
-        ]
+        left = [row for row, choice in enumerate(chosen) if choice is None]
+        adjusted = {
+            row: logits_WV[row] if row in plain else adjust(logits_WV[row].float(), asks[row])
+            for row in left
+        }
+        tokens = self._drawn(adjusted, asks)
+        drawn = [row for row in left if row in plain and tokens[row] is None]
+        for row, token in zip(drawn, self._draw(logits_WV, asks, drawn), strict=True):
+            tokens[row] = token
+        for row in left:
+            chosen[row] = self._choose(adjusted[row], asks[row], tokens[row])
+        assert None not in chosen
+        return [choice for choice in chosen if choice is not None]
+
+    def _drawn(
+        self, adjusted: dict[int, torch.Tensor], asks: Sequence[Ask]
+    ) -> dict[int, int | None]:
+        """What the drawer is sure of."""
+        rows = [row for row in adjusted if asks[row].sampling.temperature]
+        tokens: dict[int, int | None] = dict.fromkeys(adjusted)
+        if self._drawer is not None and rows:
+            draws = [
+                Draw(
+                    adjusted[row],
+                    asks[row].sampling,
+                    key(asks[row].sampling.seed, asks[row].position),
+                )
+                for row in rows
+            ]
+            tokens.update(zip(rows, self._drawer.draw(draws), strict=True))
+        return tokens
 
     def _draw(self, logits_WV: torch.Tensor, asks: Sequence[Ask], rows: Sequence[int]) -> list[int]:
         """Sample rows that need nothing but a temperature."""
@@ -102,10 +146,12 @@ class Sampler:
             drawn += logits.max(-1).indices.tolist()
         return drawn
 
-    def _choose(self, logits_V: torch.Tensor, ask: Ask) -> Choice:
+    def _choose(self, logits_V: torch.Tensor, ask: Ask, token: int | None) -> Choice:
+        """Of logits after penalties and bias, where the token is known or not."""
         sampling = ask.sampling
-        logits_V = adjust(logits_V, ask)
-        if sampling.temperature == 0:
+        if token is not None:
+            pass
+        elif sampling.temperature == 0:
             token = int(logits_V.max(-1).indices)
         else:
             ids, scaled = keep(logits_V / sampling.temperature, sampling)
@@ -147,7 +193,9 @@ def adjust(logits_V: torch.Tensor, ask: Ask) -> torch.Tensor:
     sampling = ask.sampling
     if not _penalised(sampling) and not sampling.bias_tokens:
         return logits_V
-    logits_V = logits_V.clone()
+    # With room behind, that a drawer may read whole vectors.
+    copy = logits_V.new_zeros(len(logits_V) + -len(logits_V) % 16)[: len(logits_V)]
+    logits_V = copy.copy_(logits_V)
     device = logits_V.device
     if sampling.repetition_penalty != 1.0:
         seen = torch.from_numpy(np.unique(ask.tokens).astype(np.int64)).to(device)
@@ -245,9 +293,12 @@ def gumbel(mixed: torch.Tensor, keys: Sequence[tuple[int, int]]) -> torch.Tensor
     any company."""
     words = torch.tensor(keys, dtype=torch.int64, device=mixed.device)
     first, second = _signed(words[:, :1]), _signed(words[:, 1:]) | 1
-    bits = mix((mixed ^ first) * second)
-    # Uniform in (0, 1), with full relative precision where it is small: there the winners are.
-    uniform = bits.float().add_(2.0**31 + 0.5).mul_(2.0**-32)
+    bits = mix((mixed ^ first) * second) ^ -(1 << 31)
+    # Unsigned, 0.5 added: never zero, and with full relative precision where it is small, where
+    # the winners are.
+    uniform = bits.float()
+    uniform += torch.where(bits < 0, 2.0**32, 0.5)
+    uniform *= 2.0**-32
     return elementwise(_to_gumbel, uniform.clamp_(max=_ONE_BELOW), exact=True)
 
 

@@ -182,3 +182,13 @@ def test_a_row_that_is_not_a_number_fails_alone() -> None:
         failure = choices[row]
         assert isinstance(failure, RemoteError)
         assert failure.kind == ErrorKind.INTERNAL
+
+
+def test_noise_is_never_infinite() -> None:
+    """Where the hashed word is below 64 of 2^32: about once in 400 tokens of a large vocabulary."""
+    mixed = Sampler(151_936, CPU)._mixed_V
+    noise = [
+        float(gumbel(mixed[token : token + 1], [key(7, i)]))
+        for i, token in ((277, 146_261), (298, 52_073))
+    ]
+    assert noise == pytest.approx([-math.log(35.5 / 2**32), -math.log(41.5 / 2**32)], rel=1e-6)

@@ -111,6 +111,22 @@ class Plan(ctypes.Structure):
     ]
 
 
+class Draw(ctypes.Structure):
+    """LlmDraw"""
+
+    _fields_ = [
+        ("logits", ctypes.c_void_p),
+        ("top_p", ctypes.c_double),
+        ("min_p", ctypes.c_double),
+        ("temperature", ctypes.c_float),
+        ("top_k", ctypes.c_int32),
+        ("first", ctypes.c_uint32),
+        ("second", ctypes.c_uint32),
+        ("token", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
+    ]
+
+
 class Functions(Protocol):
     """What the library exports, with the types that ctypes is told."""
 
@@ -125,6 +141,8 @@ class Functions(Protocol):
     ) -> int | None: ...
 
     def llm_step(self, engine: int, plan: "ctypes._Pointer[Plan]", /) -> int: ...
+
+    def llm_draw(self, engine: int, draws: "ctypes.Array[Draw]", count: int, /) -> None: ...
 
     def llm_close(self, engine: int, /) -> None: ...
 
@@ -171,6 +189,8 @@ def open_library(path: Path = build.LIBRARY) -> Functions | str:
     library.llm_open.restype = ctypes.c_void_p
     library.llm_step.argtypes = [ctypes.c_void_p, ctypes.POINTER(Plan)]
     library.llm_step.restype = ctypes.c_int32
+    library.llm_draw.argtypes = [ctypes.c_void_p, ctypes.POINTER(Draw), ctypes.c_int32]
+    library.llm_draw.restype = None
     library.llm_close.argtypes = [ctypes.c_void_p]
     library.llm_close.restype = None
     library.llm_pack.argtypes = [

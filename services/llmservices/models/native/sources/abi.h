@@ -96,6 +96,19 @@ typedef struct {
     int32_t unused;
 } LlmPlan;
 
+// A row of logits from which a token is drawn.
+typedef struct {
+    const float *logits; // as long as the vocabulary, and readable to the next multiple of 16
+    double top_p;        // 1: off
+    double min_p;        // 0: off, as top_k
+    float temperature;   // above 0
+    int32_t top_k;
+    uint32_t first; // two words that the noise of this position comes from
+    uint32_t second;
+    int32_t token; // is set; -1: in doubt
+    int32_t unused;
+} LlmDraw;
+
 typedef struct LlmEngine LlmEngine;
 
 // Digest of the sources that it was built from.
@@ -108,6 +121,8 @@ LLM_API int64_t llm_block_bytes(const LlmModel *model);
 LLM_API LlmEngine *llm_open(const LlmModel *model, int32_t threads, int32_t rows_max, const char *isa);
 // 0, or -1 where the plan has more rows than `rows_max`.
 LLM_API int32_t llm_step(LlmEngine *engine, const LlmPlan *plan);
+// Draws the token of each row where the outcome is beyond doubt.
+LLM_API void llm_draw(LlmEngine *engine, LlmDraw *draws, int32_t count);
 LLM_API void llm_close(LlmEngine *engine);
 // Fills `to`, whose buffers the caller owns: panels, and for int8 their scales; of a float kind it
 // must be the source's.  0, or -1 where memory is short or `isa` cannot run here.

@@ -10,6 +10,7 @@ constexpr int ALONE_ROWS = 4;   // up to so many rows every thread prepares its 
 constexpr int CHUNK_BLOCKS = 16; // blocks of keys that attention reduces at a time
 constexpr int QUERY_ROWS = 64;  // queries (rows times heads of a group) of one piece of attention
 constexpr int SHARE_PANELS = 4; // panels that are computed from one reading of the input
+constexpr int LLM_CANDIDATES = 4096; // tokens that drawing looks at more closely
 constexpr int PHASES_A_LAYER = 12;
 
 // The input of a matrix: rows in the format that its kind wants.
@@ -32,6 +33,7 @@ struct Scratch {
     float *maxima, *totals, *factors;
     float *best_value;
     int32_t *best_token;
+    char *candidates; // of drawing
 };
 
 struct Kernels;
@@ -54,6 +56,8 @@ struct LlmEngine {
     int64_t *counters; // work handed out, one a phase
     char *memory;
     const LlmPlan *plan;
+    LlmDraw *draws;
+    int32_t draw_count;
 };
 
 // A matrix that threads lay out together, panel by panel.
@@ -86,6 +90,7 @@ struct Kernels {
     void (*read)(void *reading, int thread);
     void (*dots)(void *dots, int thread);
     void (*pack)(void *packing, int thread);
+    void (*draw)(void *engine, int thread);
 };
 
 // The best that runs here and has this name, or any where none is given; null where there is none.

@@ -2,6 +2,7 @@
 #define HAS_AVX2
 #define WIDTH 8
 #include "peaks.h"
+#include "draw.h"
 #include "step.h"
 
-extern "C" const Kernels kernels_avx2 = {"avx2", step_on_thread, read_on_thread, dots_on_thread, pack_avx2};
+extern "C" const Kernels kernels_avx2 = {"avx2", step_on_thread, read_on_thread, dots_on_thread, pack_avx2, draw_on_thread};

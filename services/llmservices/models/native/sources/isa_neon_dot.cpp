@@ -3,6 +3,7 @@
 #define HAS_NEON_DOT
 #define WIDTH 4
 #include "peaks.h"
+#include "draw.h"
 #include "step.h"
 
-extern "C" const Kernels kernels_neon_dot = {"neon_dot", step_on_thread, read_on_thread, dots_on_thread, pack_baseline};
+extern "C" const Kernels kernels_neon_dot = {"neon_dot", step_on_thread, read_on_thread, dots_on_thread, pack_baseline, draw_on_thread};

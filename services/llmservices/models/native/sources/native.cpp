@@ -133,6 +133,7 @@ void cut(LlmEngine *engine, Cutter &cutter) {
         scratch.factors = cutter.take<float>(queries);
         scratch.best_value = cutter.take<float>(rows);
         scratch.best_token = cutter.take<int32_t>(rows);
+        scratch.candidates = cutter.take<char>(LLM_CANDIDATES * 12);
         cutter.take<char>(128); // two threads never write to one pair of cache lines
     }
 }
@@ -201,6 +202,13 @@ int32_t llm_step(LlmEngine *engine, const LlmPlan *plan) {
     memset(engine->counters, 0, sizeof(int64_t) * PHASES_A_LAYER * (engine->model.layer_count + 1));
     pool_run(engine->pool, engine->kernels->step, engine);
     return 0;
+}
+
+void llm_draw(LlmEngine *engine, LlmDraw *draws, int32_t count) {
+    engine->draws = draws;
+    engine->draw_count = count;
+    engine->counters[0] = 0;
+    pool_run(engine->pool, engine->kernels->draw, engine);
 }
 
 void llm_close(LlmEngine *engine) {
