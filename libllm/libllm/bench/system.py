@@ -39,15 +39,19 @@ async def system(config: str) -> AsyncIterator[tuple[AsyncClient, Home, float]]:
     root = Path(tempfile.mkdtemp(prefix="llmos-"))
     (root / "config.toml").write_text(config)
     home = Home.find(root)
-    began = time.perf_counter()
-    await boot_async(home, timeout_s=120)
-    boot_s = time.perf_counter() - began
-    client = await open_client(home)
+    client: AsyncClient | None = None
     try:
+        began = time.perf_counter()
+        await boot_async(home, timeout_s=120)
+        boot_s = time.perf_counter() - began
+        client = await open_client(home)
         yield client, home, boot_s
     finally:
-        await client.shutdown()
-        await client.aclose()
+        if is_running(home):  # whoever was cancelled while it booted has none yet
+            client = client or await open_client(home)
+            await client.shutdown()
+        if client is not None:
+            await client.aclose()
         while is_running(home):  # noqa: ASYNC110 - another process's file: nothing to wait on
             await asyncio.sleep(0.05)
         shutil.rmtree(root, ignore_errors=True)
