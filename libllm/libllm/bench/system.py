@@ -27,15 +27,20 @@ from libllm.config import Home
 Figures = dict[str, object]
 
 
+def cancel_on_sigterm() -> None:
+    """SIGTERM cancels this task from now on, so what it started is ended as it would end it."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+
 @asynccontextmanager
 async def system(config: str) -> AsyncIterator[tuple[AsyncClient, Home, float]]:
     """A system in a home of its own: client, home, seconds from nothing to ready.
 
-    SIGTERM cancels the task that asked for it, so the system ends with whoever measured.
+    The system ends with whoever measured, by SIGTERM too.
     """
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    cancel_on_sigterm()
     root = Path(tempfile.mkdtemp(prefix="llmos-"))
     (root / "config.toml").write_text(config)
     home = Home.find(root)

@@ -36,6 +36,7 @@ from libllm.bench.compare.peers import (
 from libllm.bench.compare.record import Compared
 from libllm.bench.compare.weights import weights_of
 from libllm.bench.folders import kv_token_bytes, weight_bytes
+from libllm.bench.system import cancel_on_sigterm
 from libllm.config import child_environment
 
 
@@ -105,6 +106,7 @@ async def compare(
     peers: Sequence[Peer], cases: Sequence[Case], rounds: int, folder: Path, *, every: bool
 ) -> Compared:
     """All that was measured; peers that are not there, or end, are named on stderr."""
+    cancel_on_sigterm()
     async with AsyncExitStack() as stack:
         versions: dict[str, str] = {}
         present: list[Peer] = []

@@ -29,6 +29,7 @@ from libllm.bench.serve.run import run_load
 from libllm.bench.serve.servers import Target
 from libllm.bench.serve.timeline import SERVER, Limits
 from libllm.bench.serve.workload import Ask, Lengths, Shape, azure, synthetic
+from libllm.bench.system import cancel_on_sigterm
 
 WARM_UP: Final = 4
 
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("folder", type=Path, help="a model folder")
     found.add_argument("--azure", type=Path, required=True, help="the trace (CSV)")
     found.add_argument(
-        "--speeds", type=speeds_of, default="0.1,0.2,0.3", help="of the trace; default: %(default)s"
+        "--speeds", type=speeds_of, default="0.5,0.75,1", help="of the trace; default: %(default)s"
     )
     found.add_argument("--seconds", type=float, default=60.0, help="of each speed")
     found.add_argument("--prompt-max", type=int, default=1024)
@@ -52,9 +53,14 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--weights", type=weights_of, default="auto", help="ours, by commas")
     found.add_argument("--config", type=Path, help="config.toml for the system")
     found.add_argument("--vllm", type=Path, help="interpreter of an environment with vLLM")
-    found.add_argument("--vllm-folder", type=Path, action="append", default=[], help="more models")
+    found.add_argument(
+        "--vllm-folder", type=Path, action="append", help="its models; default: the folder"
+    )
     found.add_argument(
         "--vllm-preload", default="", help="libraries: tcmalloc and iomp5, by colons"
+    )
+    found.add_argument(
+        "--vllm-argument", action="append", default=[], help="one more for its server, after ="
     )
     found.add_argument("--dtype", default="bfloat16", help="of vLLM")
     found.add_argument("--json", action="store_true", help="a record for `llmos bench goals`")
@@ -77,9 +83,10 @@ def servers_of(said: argparse.Namespace) -> list[Served]:
     found: list[Served] = []
     if said.vllm:
         environment = vllm_environment(said.vllm_preload, f"0-{(os.cpu_count() or 1) - 1}")
-        for folder in (said.folder, *said.vllm_folder):
-            name = "vllm" if folder is said.folder else f"vllm-{folder.name}"
-            found.append(VllmServed(name, said.vllm, folder, said.dtype, environment))
+        for folder in said.vllm_folder or [said.folder]:
+            name = "vllm" if folder == said.folder else f"vllm-{folder.name}"
+            arguments = ["--model", str(folder), "--dtype", said.dtype, *said.vllm_argument]
+            found.append(VllmServed(name, said.vllm, arguments, environment))
     config = said.config.read_text() if said.config else "[gateway]\nport = 0\n"
     return found + [OursServed(said.folder, config, one) for one in said.weights]
 
@@ -97,6 +104,7 @@ async def load(
     servers: Sequence[Served], loads: dict[float, list[Ask]], seconds: float, vocabulary: int
 ) -> list[Loaded]:
     """Every server under every load; those that are not there are named on stderr."""
+    cancel_on_sigterm()
     found: list[Loaded] = []
     warm_up = synthetic(WARM_UP, Shape(vocabulary, 1), prompt=Lengths(64, 64), output=Lengths(8, 8))
     for server in servers:

@@ -219,7 +219,8 @@ class LlamaCpp:
         common = ("-m", str(self._model), "-t", str(self._threads))
         if case.is_prefill:
             output = await self._run(
-                "llama-bench", *common, "-p", str(case.prompt), "-n", "0", "-fa", "1", "-o", "json"
+                *("llama-bench", *common, "-p", str(case.prompt), "-n", "0", "-r", "1"),
+                *("-fa", "1", "-o", "json"),
             )
             return float(json.loads(output)[0]["avg_ts"])
         context = case.streams * (case.prompt + case.output) + 64

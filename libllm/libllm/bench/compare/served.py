@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final, Protocol
@@ -66,15 +67,15 @@ class VllmServed:
     ours = False
 
     def __init__(
-        self, name: str, python: Path, folder: Path, dtype: str, environment: dict[str, str]
+        self, name: str, python: Path, arguments: Sequence[str], environment: dict[str, str]
     ) -> None:
         self.name = name
         self._port = _free_port()
         self._command = [
             *(str(python), "-m", "vllm.entrypoints.openai.api_server"),
-            *("--model", str(folder), "--served-model-name", NAME, "--dtype", dtype),
+            *("--served-model-name", NAME),
             *("--host", "127.0.0.1", "--port", str(self._port)),
-            *("--max-model-len", str(CONTEXT_TOKENS)),
+            *("--max-model-len", str(CONTEXT_TOKENS), *arguments),
         ]
         self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
