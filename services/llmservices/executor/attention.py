@@ -158,7 +158,7 @@ class FastAttention:
         q = q_NHD.reshape(rows, spec.kv_heads, -1, spec.head_dim)
         if window not in self._masks:
             self._masks[window] = self._decode_mask(window, q.dtype)
-        return self._attend(q, k, v, self._masks[window]).reshape(rows, -1)
+        return attend(self._cache.spec, q, k, v, self._masks[window]).reshape(rows, -1)
 
     def _decode_mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
         """(N, 1, 1, S) to be added; None where every row sees every key."""
@@ -187,7 +187,7 @@ class FastAttention:
         else:
             if (index, window) not in self._prefill_masks:
                 self._prefill_masks[index, window] = self._prefill_mask(segment, window, q.dtype)
-            out = self._attend(q, k, v, self._prefill_masks[index, window])
+            out = attend(spec, q, k, v, self._prefill_masks[index, window])
         return out[0].transpose(0, 1).reshape(segment.tokens, -1)
 
     def _prefill_mask(
@@ -203,22 +203,27 @@ class FastAttention:
         zeros = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
         return zeros.masked_fill_(hidden, float("-inf"))[None, None]
 
-    def _attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Any number of key-value heads that divides that of the queries'."""
-        spec = self._cache.spec
-        if spec.attention_softcap is None:
-            return functional.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, scale=spec.attention_scale, enable_gqa=True
-            )
-        shared = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
-        scores = (q @ k.transpose(-1, -2)).float() * spec.attention_scale
-        scores = torch.tanh(scores / spec.attention_softcap) * spec.attention_softcap
-        if mask is not None:
-            scores = scores + mask
-        return functional.softmax(scores, -1).to(v.dtype) @ v
+
+def attend(
+    spec: DecoderSpec,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """(batch, heads, rows, D) attend to (batch, key-value heads, S, D); any number of key-value
+    heads that divides that of the queries'."""
+    if spec.attention_softcap is None:
+        return functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, scale=spec.attention_scale, enable_gqa=True
+        )
+    shared = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
+    scores = (q @ k.transpose(-1, -2)).float() * spec.attention_scale
+    scores = torch.tanh(scores / spec.attention_softcap) * spec.attention_softcap
+    if mask is not None:
+        scores = scores + mask
+    return functional.softmax(scores, -1).to(v.dtype) @ v
 
 
 class ExactAttention:

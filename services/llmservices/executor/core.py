@@ -26,6 +26,8 @@ from llmservices.executor.contract import (
     StepResult,
 )
 from llmservices.executor.foreign import ForeignRunner
+from llmservices.executor.gpu.opening import open_runner
+from llmservices.executor.gpu.runner import GpuRunner
 from llmservices.executor.native import NativeRunner
 from llmservices.executor.planner import Candidate, Chunk, Plan, plan
 from llmservices.executor.resident import Resident
@@ -378,6 +380,8 @@ def _path(model: Model, runner: Runner, config: EngineConfig) -> str:
     kind = "transformers"
     if isinstance(model, NativeDecoder) and isinstance(runner, NativeRunner):
         precision, kind = model.precision, f"native {runner.isa}"
+    elif isinstance(runner, GpuRunner):
+        kind = runner.kind
     elif isinstance(model, Decoder):
         kind = "torch"
     return f"{precision} {model.device.type} {kind} {'exact' if config.exact else 'fast'}"
@@ -393,6 +397,13 @@ def _runner(model: Model, blocks: int, config: EngineConfig) -> Runner:
                 # A prefill gets a block's worth of rows beside any number of decodes.
                 rows_max=config.step_tokens + config.residents_max + config.block_tokens,
                 threads=config.threads or torch.get_num_threads(),
+            )
+        case Decoder() if model.device.type == "cuda" and not config.exact:
+            return open_runner(
+                model,
+                blocks=blocks,
+                block_tokens=config.block_tokens,
+                residents_max=config.residents_max,
             )
         case Decoder():
             return PagedRunner(

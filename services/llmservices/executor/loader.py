@@ -26,6 +26,10 @@ from llmservices.models.spec import DecoderSpec
 KV_BYTES_DEFAULT = 1 << 30
 RESIDENTS_MAX_DEFAULT = 128
 STEP_TOKENS_DEFAULT = 512
+STEP_TOKENS_GPU_DEFAULT = 2048
+"""A GPU's products are no longer bound by reading the weights, and few steps are cut in two."""
+KV_SHARE_GPU_DEFAULT = 0.8
+"""Of the memory that is free beside the weights; graphs and activations take from the rest."""
 BLOCK_TOKENS = 16
 ENCODER_STEP_TOKENS_DEFAULT = 2048
 """A fraction of a second for the usual models; more saves nothing that can be measured."""
@@ -74,7 +78,7 @@ def load_engine(
             kv_bytes=_kv_bytes(model, config, residents_max),
             block_tokens=BLOCK_TOKENS,
             residents_max=residents_max,
-            step_tokens=config.step_tokens or STEP_TOKENS_DEFAULT,
+            step_tokens=config.step_tokens or _step_tokens(device),
             exact=config.mode == "exact",
             threads=threads,
         ),
@@ -170,9 +174,15 @@ def threads_for(weight_bytes: int, cores: int) -> int:
     return max(1, min(cores, weight_bytes // THREAD_WEIGHT_BYTES))
 
 
+def _step_tokens(device: torch.device) -> int:
+    return STEP_TOKENS_GPU_DEFAULT if device.type == "cuda" else STEP_TOKENS_DEFAULT
+
+
 def _kv_bytes(model: Model, config: ExecutorConfig, residents_max: int) -> int:
     """What was granted, and no more than all residents can ever fill."""
     kv_bytes = config.kv_bytes or KV_BYTES_DEFAULT
+    if config.kv_bytes is None and model.device.type == "cuda":
+        kv_bytes = int(KV_SHARE_GPU_DEFAULT * torch.cuda.mem_get_info(model.device)[0])
     most = residents_max * -(-model.context_tokens // BLOCK_TOKENS)
     return min(kv_bytes, most * BLOCK_TOKENS * model.kv_token_bytes)
 

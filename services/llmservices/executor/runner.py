@@ -64,7 +64,7 @@ class PagedRunner:
     def __init__(self, model: Decoder, *, blocks: int, block_tokens: int, exact: bool) -> None:
         self._model = model
         self._exact = exact
-        self._cache = Cache(
+        self.cache = Cache(
             model.spec,
             blocks=blocks,
             block_tokens=block_tokens,
@@ -74,10 +74,10 @@ class PagedRunner:
 
     @property
     def cache_bytes(self) -> int:
-        return sum(layer.nbytes for layer in self._cache.layers)
+        return sum(layer.nbytes for layer in self.cache.layers)
 
     def clear(self, blocks: Iterable[int]) -> None:
-        for layer in self._cache.layers:
+        for layer in self.cache.layers:
             layer[list(blocks)] = 0
 
     def forget(self, residency: int) -> None:
@@ -95,7 +95,7 @@ class PagedRunner:
         return self._model.forward(
             self._put(tokens),
             self._put(positions),
-            FastAttention(self._cache, segments),
+            FastAttention(self.cache, segments),
             self._put(wanted) if len(wanted) else None,
         )
 
@@ -112,7 +112,7 @@ class PagedRunner:
             out = self._model.forward(
                 self._put(_filled(tokens[rows])),
                 self._put(_filled(positions[rows])),
-                ExactAttention(self._cache, segments),
+                ExactAttention(self.cache, segments),
                 at if len(inside) else None,
             )
             if out is not None:

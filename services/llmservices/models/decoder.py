@@ -49,18 +49,18 @@ class Norm:
         self.weight = weight if not offset else weight.float() + offset
         self.bias = bias
         self.eps = eps
-        self._rms = rms
-        self._wide = bool(offset)
+        self.rms = rms
+        self.wide = bool(offset)
 
     def __call__(self, x: torch.Tensor, *, exact: bool) -> torch.Tensor:
-        if not self._rms:
+        if not self.rms:
             return functional.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
-        if not exact and not self._wide:
+        if not exact and not self.wide:
             return functional.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         # Gemma multiplies before it rounds, the others after.
-        return (wide * self.weight).to(x.dtype) if self._wide else wide.to(x.dtype) * self.weight
+        return (wide * self.weight).to(x.dtype) if self.wide else wide.to(x.dtype) * self.weight
 
 
 class Layer:
@@ -113,9 +113,12 @@ class Decoder:
         self.spec = spec
         self.embedding_VC = embedding_VC
         self.layers = layers
-        self._positions_TC = positions_TC
+        self.positions_TC = positions_TC
         self.final_norm = final_norm
         self.head = head
+        # A number, since a tensor made in the middle of a step would make a GPU wait for it; in
+        # the model's precision, as the families' own code has it.
+        self.embedding_scale = float(torch.tensor(spec.embedding_scale, dtype=self.dtype))
 
     @property
     def context_tokens(self) -> int:
@@ -154,8 +157,9 @@ class Decoder:
         return 2 * spec.layers * spec.kv_heads * spec.head_dim * self.dtype.itemsize
 
     @cached_property
-    def _ropes(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Made at the first use: who takes the weights out never needs them."""
+    def ropes(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(cosines, signed sines) of each, by position.  Made at the first use: who takes the
+        weights out never needs them."""
         spec = self.spec
         return [rope.tables(spec.context_tokens, self.dtype, self.device) for rope in spec.ropes]
 
@@ -175,12 +179,12 @@ class Decoder:
         spec, exact = self.spec, attention.exact
         x_NC = functional.embedding(tokens_N, self.embedding_VC)
         if spec.embedding_scale != 1.0:
-            x_NC = x_NC * torch.tensor(spec.embedding_scale, dtype=x_NC.dtype, device=x_NC.device)
-        if self._positions_TC is not None:
-            x_NC = x_NC + functional.embedding(positions_N, self._positions_TC)
+            x_NC = x_NC * self.embedding_scale
+        if self.positions_TC is not None:
+            x_NC = x_NC + functional.embedding(positions_N, self.positions_TC)
         angles = [
             (cos.index_select(0, positions_N)[:, None], sin.index_select(0, positions_N)[:, None])
-            for cos, sin in self._ropes
+            for cos, sin in self.ropes
         ]
         for index, layer in enumerate(self.layers):
             rope = angles[spec.rope_of[index]] if angles else None
@@ -224,7 +228,7 @@ class Decoder:
             k = layer.k_norm(qk[:, heads:], exact=attention.exact)
             qk = torch.cat([q, k], 1)
         if rope is not None:
-            qk = _rotate(qk, *rope)
+            qk = rotate(qk, *rope)
         attended = attention(index, qk[:, :heads], qk[:, heads:], qkv[:, both:])
         return layer.out(attended)
 
@@ -236,7 +240,8 @@ class Decoder:
         return layer.down(activate(self.spec.activation, gate, exact=exact) * up)
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rows (N, heads, D) turned by their angles, on as many dimensions as those have."""
     dims = cos.shape[-1]
     if dims == x.shape[-1]:
         return x * cos + torch.roll(x, dims // 2, -1) * sin
@@ -268,8 +273,8 @@ def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
 
 def elementwise(function: _Function, x: torch.Tensor, *, exact: bool) -> torch.Tensor:
     """`function` of every element; in exact mode an element's bits do not depend on where it
-    stands."""
-    if not exact:
+    stands.  On a GPU they never do: there is no vector loop with a remainder."""
+    if not exact or x.is_cuda:
         return function(x)
     flat = x.reshape(-1)
     room = -len(flat) % 64

@@ -1,0 +1,1 @@
+"""The runner for a GPU: static steps in CUDA graphs, kernels of our own."""

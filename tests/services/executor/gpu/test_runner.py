@@ -1,0 +1,88 @@
+"""The static step without a graph against the plain path, on the CPU."""
+
+import numpy as np
+import pytest
+import torch
+from llmservices.executor.gpu.graphs import buckets
+from llmservices.executor.gpu.operations import Plain
+from llmservices.executor.gpu.runner import UNKNOWN, GpuRunner
+from llmservices.executor.runner import PagedRunner, Work
+from llmservices.models.decoder import Decoder
+
+from tests.services.executor.gpu.decoders import (
+    BLOCK_TOKENS,
+    FAMILIES,
+    ROOM,
+    STEPS,
+    logits,
+    make,
+    work,
+)
+
+BLOCKS = 8 * ROOM
+
+
+def runner_of(model: Decoder, residents_max: int = 8) -> GpuRunner:
+    return GpuRunner(
+        model,
+        blocks=BLOCKS,
+        block_tokens=BLOCK_TOKENS,
+        residents_max=residents_max,
+        operations=Plain(),
+    )
+
+
+def plain_of(model: Decoder) -> PagedRunner:
+    return PagedRunner(model, blocks=BLOCKS, block_tokens=BLOCK_TOKENS, exact=False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_step_gives_the_plain_logits(family: str) -> None:
+    model = make(family)
+    runner = runner_of(model)
+    expected = logits(plain_of(model), STEPS)
+    with torch.inference_mode():
+        for step, wanted in zip(STEPS, expected, strict=True):
+            found = runner.compute(step)
+            assert found is not None
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_token_that_only_the_device_knows() -> None:
+    model = make("llama")
+    known, unknown = runner_of(model), runner_of(model)
+    steps = [[work(0, 0, 9), work(1, 0, 5)], [work(1, 5, 1), work(0, 9, 1)]]
+    expected = logits(known, steps)[-1]
+    logits(unknown, steps[:1])
+    tokens = torch.tensor([steps[1][1].tokens[0], steps[1][0].tokens[0]])
+    with torch.inference_mode():
+        unknown.feed([0, 1], tokens)
+        last = [
+            Work(each.residency, np.asarray([UNKNOWN]), each.start, each.blocks, "last")
+            for each in steps[1]
+        ]
+        torch.testing.assert_close(unknown.compute(last), expected, rtol=0, atol=0)
+        # Beside a prefill, too.
+        mixed = [*last, work(2, 0, 6)]
+        known_too = [*steps[1], work(2, 0, 6)]
+        torch.testing.assert_close(unknown.compute(mixed), known.compute(known_too))
+
+
+def test_a_slot_serves_the_next_residency() -> None:
+    model = make("llama")
+    runner = runner_of(model, residents_max=2)
+    for thread in range(6):
+        steps = [[work(thread, 0, 4 + thread)], [work(thread, 4 + thread, 1)]]
+        found = logits(runner, steps)
+        torch.testing.assert_close(found, logits(plain_of(model), steps), rtol=1e-4, atol=1e-4)
+        runner.forget(thread)
+        runner.forget(thread)
+
+
+def test_buckets_end_at_the_most_and_waste_little() -> None:
+    for most in (1, 3, 8, 9, 64, 100, 256, 300):
+        sizes = buckets(most)
+        assert sizes == sorted(set(sizes))
+        assert sizes[-1] == most
+        for rows in range(9, most + 1):
+            assert min(size for size in sizes if size >= rows) <= rows * 1.8
