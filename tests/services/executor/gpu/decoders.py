@@ -99,7 +99,7 @@ def make(
         layers=[
             Layer(
                 attention_norm=norm(HIDDEN),
-                qkv=Linear(weight(query + 2 * kv, HIDDEN), weight(query + 2 * kv)),
+                qkv=Linear(weight(query + 2 * kv, HIDDEN), bias=weight(query + 2 * kv)),
                 out=Linear(weight(HIDDEN, query)),
                 mlp_norm=norm(HIDDEN),
                 up=Linear(weight((1 + spec.gated) * INNER, HIDDEN)),
