@@ -11,6 +11,7 @@ from llmservices.executor.native import NativeRunner
 from llmservices.executor.sampler import Ask, Choice, Draw, Sampler, adjust, gumbel, key
 from llmservices.models.native.bindings import Functions
 from llmservices.models.native.decoder import NativeDecoder
+from llmservices.models.native.packing import Packer
 
 from tests.services.executor.native_models import Small
 
@@ -19,7 +20,7 @@ ROWS = 12
 
 
 def runner(functions: Functions, vocab: int, isa: str = "", threads: int = 2) -> NativeRunner:
-    model = NativeDecoder(Small(vocab=vocab, layers=1).make(), "auto", functions)
+    model = NativeDecoder(Small(vocab=vocab, layers=1).make(), "auto", Packer(functions, 1))
     return NativeRunner(model, blocks=1, block_tokens=16, rows_max=1, threads=threads, isa=isa)
 
 
