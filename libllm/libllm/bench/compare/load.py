@@ -131,7 +131,8 @@ async def load(
                     )
                 )
                 print(
-                    f"{server.name} at {speed:g} x: {kept} of {len(asks)} kept both limits",
+                    f"{server.name} at {speed:g} x: {kept} of {len(asks)} kept both limits, "
+                    f"{summary.failed} failed {summary.errors or ''}",
                     file=sys.stderr,
                 )
         except RemoteError as error:
