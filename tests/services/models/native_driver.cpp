@@ -2,7 +2,8 @@
 // machine, through a prefill and steps of mixed rows, with each instruction set that runs here.
 //
 // `native_driver KIND WEIGHTS THREADS` prints for each set a line with its name, then the bits of
-// the logits of every step, a line for each row.
+// the logits of every step, a line for each row, and in the end a digest of matrices of each kind
+// that it has laid out.
 #include "abi.h"
 
 #include <stdio.h>
@@ -103,6 +104,34 @@ void step(LlmEngine *engine, const LlmModel &model, std::vector<LlmSegment> segm
     print(logits.data(), count, model.head.columns);
 }
 
+// FNV-1a (Fowler, Noll, Vo).
+uint32_t digest(const void *data, int64_t bytes) {
+    uint32_t made = 2166136261u;
+    for (int64_t i = 0; i < bytes; i++) made = (made ^ ((const uint8_t *)data)[i]) * 16777619u;
+    return made;
+}
+
+// Two parts of rows in turns, no size a multiple of anything.
+void lay_out(const char *isa, int threads) {
+    constexpr int ROWS = 37, DEPTH = 75, COLUMNS = 128, WIDE = 96;
+    const uint64_t before = state; // the same numbers for every set
+    const float *rows = floats(2 * ROWS * DEPTH, -0.3f, 0.2f);
+    state = before;
+    const LlmPart parts[] = {{rows, ROWS}, {rows + ROWS * DEPTH, ROWS}};
+    const LlmSource source{parts, 2, LLM_FLOAT32, DEPTH, 1};
+    for (int kind : {LLM_FLOAT32, LLM_INT8, LLM_INT4}) {
+        const int64_t bytes = COLUMNS * WIDE * (kind == LLM_FLOAT32 ? 4 : 1) / (kind == LLM_INT4 ? 2 : 1) +
+                              (kind == LLM_INT4 ? COLUMNS * WIDE / 16 : 0);
+        char *data = room<char>(bytes);
+        float *scales = room<float>(COLUMNS);
+        const LlmMatrix to{data, scales, nullptr, kind, COLUMNS, WIDE, 0};
+        if (llm_pack(&source, &to, threads, isa)) exit(1);
+        printf("%08x ", digest(data, bytes) ^ (kind == LLM_INT8 ? digest(scales, COLUMNS * 4) : 0));
+    }
+    for (int i = 3; i < VOCAB; i++) printf("%08x ", 0); // as long as the other rows
+    printf("\n");
+}
+
 } // namespace
 
 int main(int count, char **words) {
@@ -146,6 +175,7 @@ int main(int count, char **words) {
         step(engine, model, {{37, 1, 0, 0}, {5, 20, 4, 0}});
         step(engine, model, {{38, 1, 0, 0}, {25, 1, 4, 0}});
         llm_close(engine);
+        lay_out(name.c_str(), threads);
     }
     return 0;
 }
