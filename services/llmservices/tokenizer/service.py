@@ -70,6 +70,8 @@ SILENT_TOKENS_MAX: Final = limits.CREDIT_TOKENS // 4
 """Tokens without text after which their consumption is acknowledged: nobody else can."""
 INLINE_BYTES: Final = 8192
 """Prompts up to this are encoded at once, within some 5 ms; longer ones beside the loop."""
+LOADING_MS: Final = 60_000
+"""A vocabulary of 262,000 tokens takes about two seconds of an unhurried core."""
 REMIND_S: Final = limits.STREAM_SILENT_MS / 1000
 """An end that was not acknowledged for so long is said again, and then less and less often."""
 SWAPS_MAX: Final = 8
@@ -414,12 +416,19 @@ class Tokenizer(Service):
         if vocabulary is None:
             loading = self._loading.get(digest)
             if loading is None:
+                # The library reads without letting go of the interpreter: nothing beats meanwhile.
+                self._port.working("loading", budget_ms=LOADING_MS)
                 load = self._worker.do(lambda: load_vocabulary(Path(folder.path)))
                 loading = self._loading[digest] = asyncio.ensure_future(load)
-                loading.add_done_callback(lambda _: self._loading.pop(digest))
+                loading.add_done_callback(lambda _: self._loaded(digest))
             vocabulary = await asyncio.shield(loading)
         self._vocabularies.put(digest, vocabulary)
         return vocabulary
+
+    def _loaded(self, digest: bytes) -> None:
+        del self._loading[digest]
+        if not self._loading:
+            self._port.working("loading", budget_ms=0)
 
     # --- committed tokens -------------------------------------------------------------------------
 

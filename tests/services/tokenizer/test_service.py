@@ -14,7 +14,7 @@ from libllm.port import Port
 from libllm.service import Request
 from llmproto import limits, wire
 from llmproto.base import Header, Message
-from llmproto.connection import Failed
+from llmproto.connection import Failed, Working
 from llmproto.encoding import Encode, Vectors
 from llmproto.errors import ErrorKind, RemoteError
 from llmproto.generation import (
@@ -47,7 +47,7 @@ from llmproto.threads import (
     ThreadSpawned,
 )
 from llmservices.tokenizer.request import prepare
-from llmservices.tokenizer.service import INLINE_BYTES, SILENT_TOKENS_MAX, Tokenizer
+from llmservices.tokenizer.service import INLINE_BYTES, LOADING_MS, SILENT_TOKENS_MAX, Tokenizer
 from llmservices.tokenizer.sink_state import decode_sink_state
 from llmservices.tokenizer.vocabulary import load_vocabulary
 
@@ -341,6 +341,15 @@ async def test_a_folder_is_added(desk: Desk, folder: Path) -> None:
     assert added == ModelAdded("again", desk.kernel.models["small"].digest)
     assert desk.kernel.calls[-1].cause == desk.ids.to_bytes(16)
     assert (await desk.generate(model="again")).model == "again"
+
+
+async def test_a_vocabulary_is_announced_before_it_is_read(folder: Path) -> None:
+    """The library reads it without letting go of the interpreter, so that nothing beats."""
+    desk = Desk(folder)
+    await desk.tokenizer.add_model(ModelAdd(str(folder)), desk.request())
+    assert desk.kernel.said(Working) == [Working("loading", LOADING_MS), Working("loading", 0)]
+    await desk.tokenizer.add_model(ModelAdd(str(folder)), desk.request())
+    assert not desk.kernel.said(Working)
 
 
 @pytest.mark.parametrize("path", ["relative", "/none/such"])
