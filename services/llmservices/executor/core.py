@@ -1,8 +1,10 @@
 """The executor's core: one model, its KV blocks, and the threads that are resident on it.
 
-Owns the order of a step: plan, tell the hook, forward, sample, propose.  Knows no socket and no
-clock.  Not thread-safe: one caller at a time.  Errors that are a caller's are `RemoteError`; a
-thread that fails inside a step comes back in `StepResult.failed` and hurts no other.
+Owns the order of a step: plan, tell the hook, forward, sample, propose.  On a GPU a step is started
+before the one before it has been waited for: its tokens are then proposed by the next call, and
+until then stand as `UNKNOWN` at the end of their threads.  Knows no socket and no clock.  Not
+thread-safe: one caller at a time.  Errors that are a caller's are `RemoteError`; a thread that
+fails inside a step comes back in `StepResult.failed` and hurts no other.
 """
 
 import numpy as np
@@ -26,13 +28,14 @@ from llmservices.executor.contract import (
     StepResult,
 )
 from llmservices.executor.foreign import ForeignRunner
+from llmservices.executor.gpu.flight import Flight
 from llmservices.executor.gpu.opening import open_runner
 from llmservices.executor.gpu.runner import GpuRunner
 from llmservices.executor.native import NativeRunner
 from llmservices.executor.planner import Candidate, Chunk, Plan, plan
-from llmservices.executor.resident import Resident
+from llmservices.executor.resident import UNKNOWN, Resident
 from llmservices.executor.runner import PagedRunner, Runner, Work
-from llmservices.executor.sampler import Ask, Sampler, score
+from llmservices.executor.sampler import Ask, Choice, Sampler, score
 from llmservices.models.decoder import Decoder
 from llmservices.models.foreign import ForeignModel
 from llmservices.models.loading import Model
@@ -51,23 +54,32 @@ class Engine:
     """
 
     def __init__(
-        self, model: Model, config: EngineConfig, *, on_plan: PlanHook | None = None
+        self,
+        model: Model,
+        config: EngineConfig,
+        *,
+        on_plan: PlanHook | None = None,
+        runner: Runner | None = None,
     ) -> None:
         """`on_plan` gets [(thread, position)] of each step, position being the one that it works
-        for, after the plan is made and before anything is computed."""
+        for, after the plan is made and before anything is computed; threads of the step that is
+        under way are named again.  `runner`: another one than the model has by itself."""
         self._config = config
         self._on_plan = on_plan
         self.blocks = config.blocks or _blocks_of(config, model)
         self.context_tokens = min(model.context_tokens, self.blocks * config.block_tokens)
         self._model_tokens = model.context_tokens
         self._vocab_tokens = model.vocab_tokens
-        self._runner = _runner(model, self.blocks, config)
+        self._runner = runner or _runner(model, self.blocks, config)
+        self._gpu = self._runner if isinstance(self._runner, GpuRunner) else None
         self.memory_bytes = model.weight_bytes + self._runner.cache_bytes
         self.path = _path(model, self._runner, config)
         self.counters = Counters()
         self._table = BlockTable(self.blocks, config.block_tokens)
         drawer = self._runner if isinstance(self._runner, NativeRunner) else None
         self._sampler = Sampler(model.vocab_tokens, model.device, drawer)
+        self._flight: Flight | None = None
+        """The step that was started and whose tokens are not known yet."""
         self._residents: dict[int, Resident] = {}
         self._age = 0
         self._waiting: tuple[int, int, int] | None = None
@@ -162,7 +174,9 @@ class Engine:
 
     def runnable(self) -> bool:
         """Whether `step` may do something now; else only add, drop or watermark changes that."""
-        return not self._stuck and any(_allowed(r) for r in self._residents.values())
+        if self._flight is not None:
+            return True
+        return not self._stuck and any(self._allowed(r) for r in self._residents.values())
 
     @property
     def blocks_free(self) -> int:
@@ -183,16 +197,28 @@ class Engine:
         self._share()
         planned = self._plan()
         self._waiting = planned.waiting
-        self._stuck = not planned.chunks and not planned.give_back
-        if self._on_plan is not None and planned.chunks:
-            works_for = [self._residents[chunk.residency] for chunk in planned.chunks]
-            self._on_plan([(resident.admission.thread, resident.known) for resident in works_for])
+        before, self._flight = self._flight, None
+        self._stuck = not planned.chunks and not planned.give_back and before is None
+        if self._on_plan is not None and (planned.chunks or before is not None):
+            self._on_plan(self._suspects(planned.chunks, before))
         gave_back = [self._give_back(residency) for residency in planned.give_back]
         rows: list[Proposal] = []
         failed: list[Failure] = []
-        if planned.chunks:
-            self._compute(planned.chunks, rows, failed)
+        flight = self._launch(planned.chunks) if planned.chunks else None
+        if before is not None:
+            self._land(before, rows, failed)
+        if flight is not None and flight.drawn is not None:
+            self._flight = flight
+        elif flight is not None:
+            self._land(flight, rows, failed)
         return StepResult(rows, gave_back, failed, self._table.available)
+
+    def _suspects(self, chunks: list[Chunk], before: Flight | None) -> list[tuple[bytes, int]]:
+        found = [self._residents[chunk.residency] for chunk in chunks]
+        if before is not None:
+            named = set(map(id, found))
+            found += [each for each in before.residents if id(each) not in named]
+        return [(resident.admission.thread, resident.known) for resident in found]
 
     def _share(self) -> None:
         """Let fresh threads that may be planned now find remembered prefixes."""
@@ -229,40 +255,75 @@ class Engine:
             known=resident.known,
             blocks=len(resident.chain.blocks),
             blocks_alone=self._table.held_alone(resident.chain),
-            allowed=_allowed(resident),
+            allowed=self._allowed(resident),
             chunk_tokens_max=SCORED_ROWS_MAX if resident.scores_prompt else None,
         )
 
-    def _compute(self, chunks: list[Chunk], rows: list[Proposal], failed: list[Failure]) -> None:
+    def _launch(self, chunks: list[Chunk]) -> Flight:
+        """Start a step.  Its tokens may stay on the device where every row can be sampled
+        there."""
         residents = [self._residents[chunk.residency] for chunk in chunks]
         works = [self._work(resident, chunk) for resident, chunk in zip(residents, chunks)]
         logits_WV = self._runner.compute(works)
+        self._count(chunks)
+        flight = Flight(residents, works, logits_WV)
         for resident, chunk in zip(residents, chunks):
             resident.computed += chunk.tokens
-            self._table.remember(resident.chain, resident.tokens[: resident.computed])
-        self._count(chunks)
-        asks: list[Ask] = []
-        asking: list[Resident] = []
-        picked: list[int] = []
+            flight.computed.append(resident.computed)
         row = 0
         for resident, work in zip(residents, works):
+            row += {"none": 0, "last": 1, "all": len(work.tokens)}[work.wanted]
+            if resident.computed < resident.known or self._over(resident):
+                continue
+            admission = resident.admission
+            flight.picked.append(row - 1)
+            flight.asking.append(resident)
+            flight.asks.append(Ask(admission.sampling, resident.tokens, admission.prompt_tokens))
+        if self._gpu is not None and flight.stays:
+            assert logits_WV is not None
+            residencies = [resident.admission.residency for resident in flight.asking]
+            flight.drawn = self._gpu.draw(logits_WV, flight.picked, residencies, flight.asks)
+            flight.logits_WV = None
+            for resident in flight.asking:
+                resident.append(UNKNOWN)
+        return flight
+
+    def _land(self, flight: Flight, rows: list[Proposal], failed: list[Failure]) -> None:
+        """Wait for the tokens of a step and propose them; whoever has left or ended meanwhile is
+        passed over."""
+        logits_WV = flight.logits_WV
+        choices = iter(self._choices(flight))
+        asking = set(map(id, flight.asking))
+        row = 0
+        for resident, work, computed in zip(flight.residents, flight.works, flight.computed):
+            choice = next(choices) if id(resident) in asking else None
             count = {"none": 0, "last": 1, "all": len(work.tokens)}[work.wanted]
+            row += count
+            if not self._holds(resident):
+                continue
+            self._table.remember(resident.chain, resident.tokens[:computed])
             if work.wanted == "all":
                 assert logits_WV is not None
-                self._score_prompt(resident, work, logits_WV[row : row + count])
-            row += count
-            if resident.computed < resident.known:
-                continue
-            if self._over(resident):
-                rows.append(self._propose(resident, None, END_LENGTH, None))
-                continue
-            picked.append(row - 1)
-            asking.append(resident)
-            asks.append(
-                Ask(resident.admission.sampling, resident.tokens, resident.admission.prompt_tokens)
-            )
-        if not asks:
-            return
+                self._score_prompt(resident, work, logits_WV[row - count : row])
+            match choice:
+                case RemoteError():
+                    failed.append(self._fail(resident, choice))
+                case Choice():
+                    end = self._end(resident, computed, choice.token)
+                    rows.append(self._propose(resident, computed, choice.token, end, choice.score))
+                case None if computed == resident.known:
+                    rows.append(self._propose(resident, computed, None, END_LENGTH, None))
+
+    def _holds(self, resident: Resident) -> bool:
+        held = self._residents.get(resident.admission.residency)
+        return held is resident and not resident.ended
+
+    def _choices(self, flight: Flight) -> list[Choice | RemoteError]:
+        if flight.drawn is not None:
+            return flight.drawn.take()
+        logits_WV, picked = flight.logits_WV, flight.picked
+        if not picked:
+            return []
         assert logits_WV is not None
         greatest = self._runner.greatest
         if len(picked) < len(logits_WV):
@@ -272,16 +333,7 @@ class Engine:
                     [greatest[0][row] for row in picked],
                     [greatest[1][row] for row in picked],
                 )
-        choices = self._sampler.choose(logits_WV, asks, greatest)
-        for resident, choice in zip(asking, choices, strict=True):
-            if isinstance(choice, RemoteError):
-                failed.append(self._fail(resident, choice))
-            else:
-                rows.append(
-                    self._propose(
-                        resident, choice.token, self._end(resident, choice.token), choice.score
-                    )
-                )
+        return self._sampler.choose(logits_WV, flight.asks, greatest)
 
     def _work(self, resident: Resident, chunk: Chunk) -> Work:
         self._table.extend(resident.chain, chunk.start + chunk.tokens)
@@ -317,24 +369,36 @@ class Engine:
         wanted = admission.prompt_tokens + admission.output_tokens_max
         return resident.known >= min(wanted, self._model_tokens)
 
-    def _end(self, resident: Resident, token: int) -> int:
+    def _allowed(self, resident: Resident) -> bool:
+        """Whether the next step may compute it: it has not ended, nor will it with the token that
+        is under way, and it is not too far ahead."""
+        ahead = resident.known - resident.watermark
+        last = resident.unknown and self._over(resident)
+        return not resident.ended and not last and ahead <= limits.STEPS_AHEAD_MAX
+
+    def _end(self, resident: Resident, position: int, token: int) -> int:
         admission = resident.admission
         if not admission.sampling.ignore_eos and token in admission.sampling.stop_tokens:
             return END_STOP
         wanted = admission.prompt_tokens + admission.output_tokens_max
-        if resident.known + 1 >= min(wanted, self._model_tokens):
+        if position + 1 >= min(wanted, self._model_tokens):
             return END_LENGTH
         return END_NONE
 
     def _propose(
-        self, resident: Resident, token: int | None, end: int, token_score: TokenScore | None
+        self,
+        resident: Resident,
+        position: int,
+        token: int | None,
+        end: int,
+        token_score: TokenScore | None,
     ) -> Proposal:
         admission = resident.admission
-        first = admission.prompt_scores and resident.known == len(admission.tokens)
+        first = admission.prompt_scores and position == len(admission.tokens)
         row = Proposal(
             admission.thread,
             admission.residency,
-            resident.known,
+            position,
             token,
             end,
             token_score,
@@ -342,10 +406,11 @@ class Engine:
         )
         resident.proposals.append(row)
         if token is not None:
-            resident.append(token)
+            resident.learn(position, token)
             self.counters.tokens += 1
         if end != END_NONE:
             resident.ended = True
+            resident.known = min(resident.known, position + 1)
             self._release(resident)
         return row
 
@@ -367,11 +432,6 @@ class Engine:
         self._runner.forget(resident.admission.residency)
         del self._residents[resident.admission.residency]
         return Failure(resident.admission.thread, resident.admission.residency, error)
-
-
-def _allowed(resident: Resident) -> bool:
-    ahead = resident.known - resident.watermark
-    return not resident.ended and ahead <= limits.STEPS_AHEAD_MAX
 
 
 def _path(model: Model, runner: Runner, config: EngineConfig) -> str:

@@ -72,9 +72,8 @@ class Sampler:
     def __init__(
         self, vocab_tokens: int, device: torch.device, drawer: Drawer | None = None
     ) -> None:
-        ids = torch.arange(vocab_tokens, dtype=torch.int64)
         # Mixed once here, so that a row costs a single further round.
-        self._mixed_V = mix(_signed(ids * 0x9E3779B1)).to(device)
+        self._mixed_V = mixed_ids(vocab_tokens, device)
         self._drawer = drawer
 
     def choose(
@@ -170,13 +169,17 @@ def _greatest(logits_WV: torch.Tensor) -> tuple[list[float], list[int]]:
 def _plain(sampling: Sampling) -> bool:
     return (
         sampling.logprobs is None
-        and not sampling.bias_tokens
-        and not _penalised(sampling)
+        and not adjusts(sampling)
         and (
             sampling.temperature == 0
             or (sampling.top_k == 0 and sampling.top_p >= 1.0 and sampling.min_p == 0.0)
         )
     )
+
+
+def adjusts(sampling: Sampling) -> bool:
+    """Whether logits are changed before anything is chosen."""
+    return bool(sampling.bias_tokens) or _penalised(sampling)
 
 
 def _penalised(sampling: Sampling) -> bool:
@@ -191,7 +194,7 @@ def adjust(logits_V: torch.Tensor, ask: Ask) -> torch.Tensor:
     """Penalties, then bias; a new tensor where anything changes.  Ids beyond the vocabulary
     have no logit."""
     sampling = ask.sampling
-    if not _penalised(sampling) and not sampling.bias_tokens:
+    if not adjusts(sampling):
         return logits_V
     # With room behind, that a drawer may read whole vectors.
     copy = logits_V.new_zeros(len(logits_V) + -len(logits_V) % 16)[: len(logits_V)]
@@ -272,6 +275,12 @@ def _split(word: int) -> int:
     return word ^ (word >> 31)
 
 
+def mixed_ids(vocab_tokens: int, device: torch.device) -> torch.Tensor:
+    """What tokens bring to their noise."""
+    ids = torch.arange(vocab_tokens, dtype=torch.int64)
+    return mix(_signed(ids * 0x9E3779B1)).to(device)
+
+
 def _signed(word: torch.Tensor) -> torch.Tensor:
     """The low 32 bits as int32."""
     return (((word + 0x80000000) & _MASK_32) - 0x80000000).to(torch.int32)
@@ -291,7 +300,11 @@ def mix(word: torch.Tensor) -> torch.Tensor:
 def gumbel(mixed: torch.Tensor, keys: Sequence[tuple[int, int]]) -> torch.Tensor:
     """Gumbel noise, float32, (len(keys), len(mixed)): the same bits for a key and a token in
     any company."""
-    words = torch.tensor(keys, dtype=torch.int64, device=mixed.device)
+    return noise(mixed, torch.tensor(keys, dtype=torch.int64, device=mixed.device))
+
+
+def noise(mixed: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """The same of keys that are a tensor (keys, 2) already."""
     first, second = _signed(words[:, :1]), _signed(words[:, 1:]) | 1
     bits = mix((mixed ^ first) * second) ^ -(1 << 31)
     # Unsigned, 0.5 added: never zero, and with full relative precision where it is small, where

@@ -227,7 +227,8 @@ class StepLoop:
             self._forget(residency)
         for failure in result.failed:
             self._forget(failure.residency)
-        if rows or result.gave_back or result.failed:
+        # The tokens of a step may come with the next one, which need not compute anything.
+        if rows or result.rows or result.gave_back or result.failed:
             self._say(result, step_s)
 
     def _announce(self) -> None:

@@ -38,6 +38,9 @@ class Shape(msgspec.Struct, frozen=True):
 SHAPES: Final = {
     "qwen2-0.5b": Shape(896, 24, 14, 2, 64, 4864, 151_936, 1e6, True, "qwen2", "Qwen2ForCausalLM"),
     "llama-1b": Shape(2048, 16, 32, 8, 64, 8192, 128_256, 5e5, False, "llama", "LlamaForCausalLM"),
+    "llama-8b": Shape(
+        4096, 32, 32, 8, 128, 14_336, 128_256, 5e5, False, "llama", "LlamaForCausalLM"
+    ),
     "tiny": Shape(192, 6, 6, 2, 32, 512, 2048, 1e4, False, "llama", "LlamaForCausalLM"),
 }
 

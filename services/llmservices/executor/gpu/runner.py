@@ -20,11 +20,11 @@ from llmservices.executor.gpu.forward import forward
 from llmservices.executor.gpu.graphs import Graph, Pool, buckets
 from llmservices.executor.gpu.operations import MakeOperations
 from llmservices.executor.gpu.rows import Rows, Slots, put
+from llmservices.executor.gpu.sampling import DeviceSampler, Drawn
+from llmservices.executor.resident import UNKNOWN
 from llmservices.executor.runner import PagedRunner, Work, wanted_rows
+from llmservices.executor.sampler import Ask
 from llmservices.models.decoder import Decoder
-
-UNKNOWN = -1
-"""Stands for the token that a thread's last row gave and that has not left the device."""
 
 
 class GpuRunner:
@@ -50,6 +50,7 @@ class GpuRunner:
         self._operations = operations
         each = -(-model.context_tokens // block_tokens)
         self._slots = Slots(residents_max, each, spare=blocks, device=model.device)
+        self._sampler = DeviceSampler(model.vocab_tokens, model.device)
         self._buckets = buckets(residents_max)
         self._pool = Pool()
         self._graphs: dict[tuple[int, int], Graph] = {}
@@ -71,11 +72,22 @@ class GpuRunner:
     def forget(self, residency: int) -> None:
         self._slots.forget(residency)
 
-    def feed(self, residencies: Sequence[int], tokens_W: torch.Tensor) -> None:
-        """The device's newest tokens of these residencies, for which `UNKNOWN` may stand in the
-        next step."""
-        slots = put(np.asarray(self._slots.slots(residencies), dtype=np.int64), tokens_W.device)
-        self._slots.newest.index_copy_(0, slots, tokens_W.to(torch.int32))
+    def draw(
+        self,
+        logits_WV: torch.Tensor,
+        picked: Sequence[int],
+        residencies: Sequence[int],
+        asks: Sequence[Ask],
+    ) -> Drawn:
+        """Sample the picked rows without waiting for them; `UNKNOWN` may stand for their tokens
+        in the next step of these residencies."""
+        if len(picked) < len(logits_WV):
+            at = put(np.asarray(picked, dtype=np.int64), logits_WV.device)
+            logits_WV = logits_WV.index_select(0, at)
+        drawn = self._sampler.draw(logits_WV, asks)
+        slots = put(np.asarray(self._slots.slots(residencies), dtype=np.int64), logits_WV.device)
+        self._slots.newest.index_copy_(0, slots, drawn.tokens_W.to(torch.int32))
+        return drawn
 
     def compute(self, works: Sequence[Work]) -> torch.Tensor | None:
         """As `Runner.compute`; the logits are good until the next call."""
@@ -97,7 +109,7 @@ class GpuRunner:
     def _decode(self, works: Sequence[Work], firsts: list[int]) -> torch.Tensor:
         count = len(works)
         bucket = next(size for size in self._buckets if size >= count)
-        packed = np.zeros((3, bucket), dtype=np.int32)
+        packed = np.zeros((3, _aligned(bucket)), dtype=np.int32)
         packed[0, :count] = [work.tokens[0] for work in works]
         packed[1, :count] = [work.start for work in works]
         packed[2] = self._slots.nobody
@@ -116,11 +128,12 @@ class GpuRunner:
     def _graph(self, bucket: int, width: int) -> Graph:
         found = self._graphs.get((bucket, width))
         if found is None:
-            packed = torch.zeros((3, bucket), dtype=torch.int32, device=self._model.device)
+            shape = (3, _aligned(bucket))
+            packed = torch.zeros(shape, dtype=torch.int32, device=self._model.device)
             packed[2] = self._slots.nobody
 
             def step(packed: torch.Tensor) -> torch.Tensor:
-                return self._static(packed, width)
+                return self._static(packed[:, :bucket], width)
 
             found = self._graphs[bucket, width] = Graph(step, packed, self._pool)
         return found
@@ -137,18 +150,19 @@ class GpuRunner:
         self, works: Sequence[Work], firsts: list[int], tile_rows: int
     ) -> torch.Tensor | None:
         counts = [len(work.tokens) for work in works]
-        packed = np.empty((3, sum(counts)), dtype=np.int32)
-        packed[0] = np.concatenate([work.tokens for work in works])
-        packed[1] = np.concatenate(
+        rows = sum(counts)
+        packed = np.zeros((3, _aligned(rows)), dtype=np.int32)
+        packed[0, :rows] = np.concatenate([work.tokens for work in works])
+        packed[1, :rows] = np.concatenate(
             [np.arange(work.start, work.start + count) for work, count in zip(works, counts)]
         )
-        packed[2] = np.repeat(firsts, counts)
+        packed[2, :rows] = np.repeat(firsts, counts)
         decodes = next((row for row, count in enumerate(counts) if count > 1), len(counts))
         tiles = _tiles(counts, decodes, tile_rows)
         wanted = wanted_rows(works)
         device = self._model.device
         logits = self._forward(
-            put(packed, device),
+            put(packed, device)[:, :rows],
             decodes,
             put(tiles, device) if tiles.size else None,
             self._slots.blocks_each,
@@ -183,6 +197,12 @@ class GpuRunner:
             else work
             for work, slot in zip(works, slots)
         ]
+
+
+def _aligned(rows: int) -> int:
+    """So many columns that every row of a packed input begins at a multiple of 64 bytes: kernels
+    are compiled anew where an alignment differs."""
+    return -(-rows // 16) * 16
 
 
 def _tiles(counts: Sequence[int], decodes: int, tile_rows: int) -> np.ndarray:

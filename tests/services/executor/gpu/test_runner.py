@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from llmproto.generation import Sampling
 from llmservices.executor.gpu.graphs import buckets
 from llmservices.executor.gpu.operations import Plain
-from llmservices.executor.gpu.runner import UNKNOWN, GpuRunner
+from llmservices.executor.gpu.runner import GpuRunner
+from llmservices.executor.resident import UNKNOWN
 from llmservices.executor.runner import PagedRunner, Work
+from llmservices.executor.sampler import Ask
 from llmservices.models.decoder import Decoder
 
 from tests.services.executor.gpu.decoders import (
@@ -14,6 +17,7 @@ from tests.services.executor.gpu.decoders import (
     FAMILIES,
     ROOM,
     STEPS,
+    VOCAB,
     logits,
     make,
     work,
@@ -54,9 +58,13 @@ def test_a_token_that_only_the_device_knows() -> None:
     steps = [[work(0, 0, 9), work(1, 0, 5)], [work(1, 5, 1), work(0, 9, 1)]]
     expected = logits(known, steps)[-1]
     logits(unknown, steps[:1])
-    tokens = torch.tensor([steps[1][1].tokens[0], steps[1][0].tokens[0]])
+    # What the device is to choose, in another order than that of the step.
+    logits_WV = torch.full((3, VOCAB), -1.0)
+    for row, each in ((0, steps[1][1]), (2, steps[1][0])):
+        logits_WV[row, int(each.tokens[0])] = 1.0
+    ask = Ask(Sampling(temperature=0.0), np.zeros(4, dtype=np.int32), 1)
     with torch.inference_mode():
-        unknown.feed([0, 1], tokens)
+        unknown.draw(logits_WV, [0, 2], [0, 1], [ask, ask])
         last = [
             Work(each.residency, np.asarray([UNKNOWN]), each.start, each.blocks, "last")
             for each in steps[1]
