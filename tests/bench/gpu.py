@@ -37,13 +37,18 @@ PUBLISHED_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense operations a second by a part of the device's name; source: NVIDIA's data sheets (SXM)."""
 
 
+def timer() -> torch.cuda.Event:
+    """A mark on the device's own clock."""
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's own
+
+
 class TimedRunner(GpuRunner):
     """Notes on the device's own clock when each step begins and ends."""
 
     events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def compute(self, works: Sequence[Work]) -> torch.Tensor | None:
-        self._began = torch.cuda.Event(enable_timing=True)
+        self._began = timer()
         self._began.record()
         return super().compute(works)
 
@@ -55,7 +60,7 @@ class TimedRunner(GpuRunner):
         asks: Sequence[Ask],
     ) -> Drawn:
         drawn = super().draw(logits_WV, picked, residencies, asks)
-        ended = torch.cuda.Event(enable_timing=True)
+        ended = timer()
         ended.record()
         self.events.append((self._began, ended))
         return drawn
@@ -253,9 +258,9 @@ def decoder_of(shape: shapes.Shape, library: Any, context_tokens: int) -> Decode
 
 def best(work: Callable[[], object], times: int = 10) -> float:
     """Seconds of the fastest of some runs, by the device's clock."""
-    found = []
+    found: list[float] = []
     for _ in range(times):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = timer(), timer()
         start.record()
         work()
         end.record()
@@ -282,7 +287,8 @@ def ceilings() -> dict[str, float]:
 
 def library_batch(model: Any, prompts: list[list[int]], output: int) -> float:
     """Seconds that generate_batch takes."""
-    config = transformers.GenerationConfig(
+    make: Any = transformers.GenerationConfig  # Any: untyped
+    config = make(
         max_new_tokens=output, do_sample=False, eos_token_id=-1, pad_token_id=0, use_cache=True
     )
     torch.cuda.synchronize()

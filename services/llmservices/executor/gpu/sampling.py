@@ -34,7 +34,7 @@ class Drawn:
         if both.is_cuda:
             self._host = torch.empty(both.shape, dtype=both.dtype, pin_memory=True)
             self._host.copy_(both, non_blocking=True)
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
             self._arrived.record()
         else:
             self._host = both
