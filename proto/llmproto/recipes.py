@@ -123,7 +123,8 @@ class DataRecipe(Part, frozen=True, forbid_unknown_fields=True):
     loss: Literal["completion", "all"] = "completion"
     """Of chats and completions: learn the answers alone, or everything."""
     packing: Literal["none", "isolated", "joined"] = "none"
-    """Several documents in one row of full length; `isolated`: attention does not cross them."""
+    """Several documents in one row of full length; `isolated`: attention does not cross them;
+    `joined`: documents in a random order of the seed's, cut wherever a row is full."""
     sampling: Literal["epochs", "windows"] = "epochs"
     """`windows`: each row is a random window of the joined text, as nanoGPT draws them."""
     group_by_length: bool = False

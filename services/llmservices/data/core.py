@@ -40,6 +40,9 @@ class Arrangement(msgspec.Struct, frozen=True):
     packing: Literal["none", "isolated", "joined"] = "none"
     sampling: Literal["epochs", "windows"] = "epochs"
     group_by_length: bool = False
+    rules: int = 2
+    """Grows when the same arrangement comes to mean another order: a plan never changes its
+    content."""
 
 
 class Rows(NamedTuple):
@@ -75,6 +78,7 @@ class Plan:
                 f"the data has {self._stream_tokens} tokens, a window needs "
                 f"{arrangement.context_tokens + 1}: shorten context_tokens, or add data"
             )
+        self._stream = self._shuffled_stream(lengths)
         self._starts, self._counts, self._documents = self._rows(lengths)
         self.rows = len(self._counts)
         self.batches = -(-self.rows // arrangement.batch)
@@ -122,6 +126,26 @@ class Plan:
             return offsets[:-1], np.diff(offsets), documents
         count = len(lengths)
         return np.arange(count), np.ones(count, np.int64), np.arange(count)
+
+    def _shuffled_stream(self, lengths: Int64s) -> tuple[Int64s, Int64s] | None:
+        """Documents in the order of joining, and where each begins; None: as they lie.
+
+        Neighbours are often about one thing, and a row of them teaches to copy.
+        """
+        asked = self.arrangement
+        if asked.packing != "joined" or not asked.shuffle:
+            return None
+        documents = order.permutation(len(lengths), asked.seed)
+        return documents, packing.offsets_of(lengths[documents])
+
+    def _in_data(self, places: Int64s) -> Int64s:
+        """Where tokens of the joined stream lie among those of the dataset."""
+        if self._stream is None:
+            return places
+        documents, begins = self._stream
+        which = np.searchsorted(begins, places, side="right") - 1
+        found: Int64s = self._dataset.offsets[documents[which]] + places - begins[which]
+        return found
 
     @property
     def _is_stream(self) -> bool:
@@ -202,8 +226,9 @@ class Plan:
         data = self._dataset
         places = packing.ranges(starts, lengths)
         last = self._stream_tokens - 1
-        labels = data.ids[np.minimum(places + 1, last)]
+        labels = data.ids[self._in_data(np.minimum(places + 1, last))]
         labels[places == last] = NOTHING
+        places = self._in_data(places)
         if data.learn is not None:
             labels[data.learn[places] == 0] = NOTHING
         ones = np.ones(len(starts), np.int64)

@@ -13,6 +13,7 @@ from llmproto.errors import RemoteError
 from llmservices.data import packing
 from llmservices.data.core import Arrangement, Plan, Rows
 from llmservices.data.dataset import Dataset, Meta, write_rows
+from llmservices.data.order import permutation
 from llmservices.data.packing import offsets_of
 from llmservices.texts.segments import NOTHING
 
@@ -137,6 +138,28 @@ def test_joined_rows_are_the_documents_one_after_another(folder: Path) -> None:
     found, _ = made.segment(0)
     assert found.labels[:36].tolist() == list(range(1, 37))
     assert found.labels[36] == NOTHING
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=st.lists(st.integers(0, 9), min_size=8, max_size=40), seed=st.integers(0, 99))
+def test_shuffled_joined_rows_part_neighbours(folder: Path, lengths: list[int], seed: int) -> None:
+    """The stream is the documents, each whole, in an order of the seed's; labels follow it, too."""
+    lengths[0], lengths[-1] = 3, 2
+    data = dataset(folder, lengths)
+    made = plan(data, packing="joined", seed=seed, context_tokens=8)
+    batches = range(made.batches)
+    found = [made.segment(batch // made.segment_batches) for batch in batches]
+    after: dict[int, int] = {}
+    for rows, _ in found:
+        after.update(zip(rows.ids.tolist(), rows.labels.tolist()))
+    (last,) = [token for token, label in after.items() if label == NOTHING]
+    begins = offsets_of(np.array(lengths))
+    for begin, end in itertools.pairwise(begins.tolist()):
+        assert all(after[token] == token + 1 for token in range(begin, end - 1))
+    documents = permutation(len(lengths), seed)
+    wanted = [token for at in documents for token in range(begins[at], begins[at + 1])]
+    assert last == wanted[-1]
+    assert all(after[one] == other for one, other in itertools.pairwise(wanted))
 
 
 def test_a_piece_of_a_split_text_learns_the_first_token_of_the_next(folder: Path) -> None:
