@@ -40,6 +40,8 @@ METRICS: Final[dict[str, frozenset[str]]] = {
     "auc": _CLASS,
     "spearman": frozenset({"regress", "embed"}),
 }
+"""The metrics there are, and the tasks that each can judge.  Without a suffix precision, recall and
+f1 are the mean over labels."""
 VALIDATION_METRICS: Final[dict[str, tuple[str, ...]]] = {
     "generate": ("loss", "perplexity"),
     "classify": ("loss", "accuracy", "precision", "recall", "f1"),
@@ -47,8 +49,6 @@ VALIDATION_METRICS: Final[dict[str, tuple[str, ...]]] = {
 }
 """What a trainer computes of its validation data, by task; precision, recall and f1 are means over
 the classes."""
-"""The metrics there are, and the tasks that each can judge.  Without a suffix precision, recall and
-f1 are the mean over labels."""
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
