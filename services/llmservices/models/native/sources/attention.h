@@ -205,8 +205,9 @@ template <class Dot> struct Paged {
         for (int64_t i = 0; i < part_bytes; i += 64) __builtin_prefetch(part + i, 0, 3);
     }
 
-    // Rows first .. last - 1 of a segment, for the queries of one key-value head.
-    void attend(const LlmSegment &segment, int64_t segment_row, int64_t first, int64_t last, int64_t head,
+    // Rows first .. last - 1 of a segment, for the queries of one key-value head: those of row
+    // `first` begin at `from`, and what comes of them goes to `mixed`.
+    void attend(const LlmSegment &segment, int64_t first, int64_t last, int64_t head, const float *from, float *mixed,
                 const Scratch &scratch) const {
         const LlmModel &model = engine.model;
         const int64_t shared = model.heads / kv_heads, queries = (last - first) * shared;
@@ -214,9 +215,8 @@ template <class Dot> struct Paged {
         const int64_t tokens = model.block_tokens, chunk_tokens = CHUNK_BLOCKS * tokens;
         const int32_t *blocks = engine.plan->blocks + segment.first_block;
         for (int64_t a = 0; a < queries; a++) {
-            const float *from = engine.qkv + (segment_row + first + a / shared) * qkv_stride + (head * shared + a % shared) * dims;
             char *to = scratch.queries + a * wide * QUERY;
-            put_query(to, from);
+            put_query(to, from + a / shared * qkv_stride + a % shared * dims);
             for (int64_t d = dims; d < wide; d++) put_query(to, d, 0.0f);
             scratch.maxima[a] = -__builtin_inff();
             scratch.totals[a] = 0.0f;
@@ -242,7 +242,7 @@ template <class Dot> struct Paged {
             }
         }
         for (int64_t a = 0; a < queries; a++) {
-            float *to = engine.mixed + (segment_row + first + a / shared) * mixed_stride + (head * shared + a % shared) * dims;
+            float *to = mixed + a / shared * mixed_stride + a % shared * dims;
             for (int64_t d = 0; d < dims; d++) to[d] = scratch.mixed[a * wide + d] / scratch.totals[a];
         }
     }

@@ -202,8 +202,14 @@ struct Soon {
     int64_t step; // bytes a step: 0, or up to 128
 };
 
+// Asks for a line: to stay, or (ONCE) to be read a single time, past the outer caches where the
+// processor can.
+template <bool ONCE> INLINE void ask(const char *line) {
+    __builtin_prefetch(line, 0, ONCE ? 0 : 3);
+}
+
 // ROWS rows against HALVES times 16 columns over `steps` steps; b[h] is the first step of half h.
-template <class Dot, int ROWS, int HALVES>
+template <class Dot, int ROWS, int HALVES, bool ONCE = false>
 INLINE void dot_steps(typename Dot::Sum (&sums)[ROWS][HALVES * VECTORS], const char *a, int64_t a_stride,
                       const char *const *b, int64_t b_step, int64_t steps, Soon soon) {
     const char *at[HALVES];
@@ -211,8 +217,8 @@ INLINE void dot_steps(typename Dot::Sum (&sums)[ROWS][HALVES * VECTORS], const c
     for (int64_t step = 0; step < steps; step++) {
         typename Dot::B columns[HALVES * VECTORS];
         if (soon.step) {
-            __builtin_prefetch(soon.at, 0, 3);
-            __builtin_prefetch(soon.at + 64, 0, 3);
+            ask<ONCE>(soon.at);
+            ask<ONCE>(soon.at + 64);
             soon.at += soon.step;
         }
 #pragma GCC unroll 4

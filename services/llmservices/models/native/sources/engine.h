@@ -12,6 +12,7 @@ constexpr int QUERY_ROWS = 64;  // queries (rows times heads of a group) of one 
 constexpr int SHARE_PANELS = 4; // panels that are computed from one reading of the input
 constexpr int LLM_CANDIDATES = 4096; // tokens that drawing looks at more closely
 constexpr int PHASES_A_LAYER = 12;
+constexpr int FEW_PHASES = 5; // a layer: qkv, attention, out, up, down
 
 // The input of a matrix: rows in the format that its kind wants.
 struct Input {
@@ -22,8 +23,25 @@ struct Input {
     int64_t sums_stride;
 };
 
+// Pieces of work that depend on each other's results no earlier than all are done (few.h).
+struct Phase {
+    int64_t taken;    // pieces claimed
+    int64_t finished; // pieces whose result stands
+    uint8_t *marks;   // by piece: 1 once its result stands
+    char unused[40];  // one cache line each
+};
+
+// What the phases of one layer give, kept until the step ends; ALONE_ROWS rows each.
+struct FewLayer {
+    float *qkv, *mixed, *attended, *added; // the last two: what is added to the residual stream
+    Input inner;                           // floats, where the down projection is quantised
+};
+
 struct Scratch {
     Input alone;
+    float *x;              // a few rows: this thread's own residual stream
+    float *turned;         // rotated queries of one key-value head, and its key
+    float *cosines, *sines;
     float *rows;     // unrolled row of floats
     float *sums;     // accumulators between blocks of the depth
     char *queries;
@@ -35,6 +53,11 @@ struct Scratch {
     int32_t *best_token;
     char *candidates; // of drawing
 };
+
+// Whether every row is the next of a thread of its own, and they are few.
+inline bool is_few(const LlmPlan &plan) {
+    return plan.rows <= ALONE_ROWS && plan.segment_count == plan.rows && plan.wanted_count == plan.rows;
+}
 
 struct Kernels;
 
@@ -54,6 +77,10 @@ struct LlmEngine {
     int32_t *positions;
     Scratch *scratch;
     int64_t *counters; // work handed out, one a phase
+    FewLayer *few;
+    Phase *phases; // FEW_PHASES a layer, and the head's
+    uint8_t *marks;
+    int64_t mark_bytes;
     char *memory;
     const LlmPlan *plan;
     LlmDraw *draws;

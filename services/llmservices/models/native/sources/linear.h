@@ -49,7 +49,7 @@ template <class Dot> struct Plain {
     static constexpr int64_t UNIT = 32; // depths
     static constexpr int64_t UNIT_BYTES = UNIT / Dot::DEPTHS * Dot::B_BYTES * 2;
 
-    template <int ROWS, int HALVES>
+    template <int ROWS, int HALVES, bool ONCE>
     INLINE void run(const Input &input, int64_t row, const char *panel, int half, int64_t begin, int64_t end,
                     bool first, float *sums, Soon soon) {
         typename Dot::Sum sum[ROWS][HALVES * VECTORS];
@@ -64,7 +64,7 @@ template <class Dot> struct Plain {
         const int64_t steps = UNIT / Dot::DEPTHS;
         const char *from = panel + begin * UNIT_BYTES + half * Dot::B_BYTES;
         const char *const b[2] = {from, from + Dot::B_BYTES};
-        dot_steps<Dot, ROWS, HALVES>(sum, input.data + row * input.stride + begin * steps * Dot::A_BYTES, input.stride,
+        dot_steps<Dot, ROWS, HALVES, ONCE>(sum, input.data + row * input.stride + begin * steps * Dot::A_BYTES, input.stride,
                                      b, 2 * Dot::B_BYTES, (end - begin) * steps, soon);
         for (int r = 0; r < ROWS; r++)
             for (int i = 0; i < HALVES * VECTORS; i++)
@@ -81,7 +81,7 @@ struct Grouped {
     static constexpr int64_t UNIT = GROUP;
     static constexpr int64_t UNIT_BYTES = PANEL * 2 + 4 * 2 * 64;
 
-    template <int ROWS, int HALVES>
+    template <int ROWS, int HALVES, bool ONCE>
     INLINE void run(const Input &input, int64_t row, const char *panel, int half, int64_t begin, int64_t end,
                     bool first, float *sums, Soon soon) {
         vf sum[ROWS][HALVES * VECTORS];
@@ -96,7 +96,7 @@ struct Grouped {
                 for (int i = 0; i < HALVES * VECTORS; i++)
                     dots[r][i] = all_int(input.sums[(row + r) * input.sums_stride + group]);
             const int64_t asked = UNIT_BYTES * soon.step / 128;
-            for (int64_t i = 0; i < asked; i += 64) __builtin_prefetch(soon.at + i, 0, 3);
+            for (int64_t i = 0; i < asked; i += 64) ask<ONCE>(soon.at + i);
             soon.at += asked;
 #pragma GCC unroll 4
             for (int pair = 0; pair < 4; pair++) {
@@ -130,11 +130,11 @@ struct Grouped {
     }
 };
 
-template <class Kind, int ROWS>
+template <class Kind, int ROWS, bool ONCE = false>
 void tile(const Input &input, int64_t row, const char *panel, int64_t begin, int64_t end, bool first, float *sums,
           Soon soon) {
     for (int half = 0; half < 2; half += TILE_HALVES)
-        Kind::template run<ROWS, TILE_HALVES>(input, row, panel, half, begin, end, first, sums, soon);
+        Kind::template run<ROWS, TILE_HALVES, ONCE>(input, row, panel, half, begin, end, first, sums, soon);
 }
 
 template <class Kind, int ROWS>
@@ -172,13 +172,15 @@ INLINE void note_best(const Product &product, int64_t row, int64_t column, const
     if (count == PANEL) { // most panels hold nothing better
         vf top = load(logits);
         for (int i = WIDTH; i < PANEL; i += WIDTH) top = greater(load(logits + i), top);
-        if (!(greatest(top) > most)) return;
+        if (!(greatest(top) >= most)) return;
     }
+    int32_t token = product.best_token[row]; // of equal ones the first, in whatever order panels come
     for (int i = 0; i < count; i++)
-        if (logits[i] > most) {
+        if (logits[i] > most || (logits[i] == most && column + i < token)) {
             most = logits[i];
-            product.best_token[row] = (int32_t)(column + i);
+            token = (int32_t)(column + i);
         }
+    product.best_token[row] = token;
     product.best_value[row] = most;
 }
 
@@ -201,9 +203,27 @@ INLINE void finish(const Product &product, int64_t row, int64_t panel, const flo
     float *to = product.to + row * product.to_stride + panel * PANEL;
     for (int i = 0; i < PANEL; i += WIDTH) {
         const vf value = finished(product, row, panel, sums, i);
-        store(to + i, product.after == AFTER_ADD ? load(to + i) + value : value);
+        store(to + i, product.after == AFTER_ADD ? load(to + i) + settled(value) : value);
     }
     if (product.after == AFTER_LOGITS) note_best(product, row, panel * PANEL, to);
+}
+
+// One panel of all rows; what is read only once leaves the caches to others.
+template <class Kind> void panel_of(const Product &product, int64_t panel, float *sums) {
+    const int64_t rows = product.rows, units = product.matrix->depth / Kind::UNIT;
+    const int64_t bytes = units * Kind::UNIT_BYTES, tiles = (rows + Kind::TILE - 1) / Kind::TILE;
+    const char *const at = (const char *)product.matrix->data + panel * bytes;
+    if (rows == 1) {
+        tile<Kind, 1, true>(product.input, 0, at, 0, units, true, sums, Soon{at + AHEAD, 128});
+        return finish(product, 0, panel, sums);
+    }
+    for (int64_t t = 0; t < tiles; t++) {
+        const int64_t row = rows * t / tiles, count = rows * (t + 1) / tiles - row;
+        // A single tile runs ahead of itself; several, each through its part of the next panel.
+        const char *const next = at + (tiles == 1 ? AHEAD : bytes + bytes * t / tiles);
+        tile_of<Kind, Kind::TILE>((int)count, product.input, row, at, 0, units, true, sums, Soon{next, 128 / tiles});
+        for (int64_t r = 0; r < count; r++) finish(product, row + r, panel, sums + r * PANEL);
+    }
 }
 
 // One thread's part of a product.
@@ -218,17 +238,7 @@ template <class Kind> void multiply(const Product &product, int64_t *taken, int 
     while (claim(taken, panels, threads, tiles > FEW_TILES ? SHARE_PANELS : panels, &share)) {
         const char *first_panel = (const char *)matrix.data + share.begin * panel_bytes;
         if (tiles <= FEW_TILES) {
-            for (int64_t panel = share.begin; panel < share.end; panel++) {
-                const char *at = first_panel + (panel - share.begin) * panel_bytes;
-                for (int64_t t = 0; t < tiles; t++) {
-                    const int64_t row = rows * t / tiles, count = rows * (t + 1) / tiles - row;
-                    // A single tile runs ahead of itself; several, each through its part of the next panel.
-                    const char *const next = at + (tiles == 1 ? AHEAD : panel_bytes + panel_bytes * t / tiles);
-                    tile_of<Kind, Kind::TILE>((int)count, product.input, row, at, 0, units, true, scratch,
-                                              Soon{next, 128 / tiles});
-                    for (int64_t r = 0; r < count; r++) finish(product, row + r, panel, scratch + r * PANEL);
-                }
-            }
+            for (int64_t panel = share.begin; panel < share.end; panel++) panel_of<Kind>(product, panel, scratch);
             continue;
         }
         for (int64_t cut = 0; cut < cuts; cut++) {
@@ -245,6 +255,15 @@ template <class Kind> void multiply(const Product &product, int64_t *taken, int 
                 }
             }
         }
+    }
+}
+
+void panel_any(const Product &product, int64_t panel, float *sums) {
+    switch (product.matrix->kind) {
+    case LLM_FLOAT32: return panel_of<Plain<DotFloat32>>(product, panel, sums);
+    case LLM_BFLOAT16: return panel_of<Plain<DotBfloat16>>(product, panel, sums);
+    case LLM_INT8: return panel_of<Plain<DotInt8>>(product, panel, sums);
+    default: return panel_of<Grouped>(product, panel, sums);
     }
 }
 

@@ -98,10 +98,48 @@ int64_t deepest(const LlmEngine *engine) {
     return most;
 }
 
+// At most, of one of the phases of few.h.
+int64_t few_pieces(const LlmEngine *engine, int64_t phase) {
+    if (phase == (int64_t)FEW_PHASES * engine->model.layer_count) return engine->model.head.columns / PANEL;
+    const LlmLayer &layer = engine->layers[phase / FEW_PHASES];
+    switch (phase % FEW_PHASES) {
+    case 0: return layer.qkv.columns / PANEL;
+    case 1: return ALONE_ROWS * (int64_t)engine->model.kv_heads;
+    case 2: return layer.out.columns / PANEL;
+    case 3: return layer.up.columns / PANEL;
+    default: return layer.down.columns / PANEL;
+    }
+}
+
 Input cut_input(Cutter &cutter, int64_t rows, int64_t depth) {
     // A stride that is no power of two spreads the rows over the sets of the caches.
     const int64_t stride = rounded(depth * 4, 64) + 64, groups = depth / GROUP;
     return {cutter.take<char>(rows * stride), stride, cutter.take<float>(rows), cutter.take<int32_t>(rows * groups), groups};
+}
+
+// A first pass with no memory leaves null pointers, as everywhere.
+void cut_few(LlmEngine *engine, Cutter &cutter) {
+    const LlmModel &model = engine->model;
+    engine->few = cutter.take<FewLayer>(model.layer_count);
+    engine->phases = cutter.take<Phase>((int64_t)FEW_PHASES * model.layer_count + 1);
+    const int64_t before = cutter.used;
+    for (int64_t i = 0; i <= FEW_PHASES * (int64_t)model.layer_count; i++) {
+        uint8_t *const marks = cutter.take<uint8_t>(few_pieces(engine, i));
+        if (engine->phases) engine->phases[i].marks = marks;
+    }
+    engine->mark_bytes = cutter.used - before;
+    engine->marks = engine->phases ? engine->phases[0].marks : nullptr;
+    for (int i = 0; i < model.layer_count; i++) {
+        const LlmLayer &layer = engine->layers[i];
+        const FewLayer cut = {
+            cutter.take<float>(ALONE_ROWS * (int64_t)layer.qkv.columns),
+            cutter.take<float>(ALONE_ROWS * rounded(model.heads * model.head_dim, GROUP)),
+            cutter.take<float>(ALONE_ROWS * (int64_t)layer.out.columns),
+            cutter.take<float>(ALONE_ROWS * (int64_t)layer.down.columns),
+            cut_input(cutter, ALONE_ROWS, layer.down.depth),
+        };
+        if (engine->few) engine->few[i] = cut;
+    }
 }
 
 void cut(LlmEngine *engine, Cutter &cutter) {
@@ -119,9 +157,14 @@ void cut(LlmEngine *engine, Cutter &cutter) {
     engine->sines = cutter.take<float>(rows * (model.head_dim / 2));
     engine->positions = cutter.take<int32_t>(rows);
     engine->counters = cutter.take<int64_t>((int64_t)PHASES_A_LAYER * (model.layer_count + 1));
+    cut_few(engine, cutter);
     for (int thread = 0; thread < pool_threads(engine->pool); thread++) {
         Scratch &scratch = engine->scratch[thread];
         scratch.alone = cut_input(cutter, ALONE_ROWS, depth);
+        scratch.x = cutter.take<float>(ALONE_ROWS * rounded(model.hidden, GROUP));
+        scratch.turned = cutter.take<float>((model.heads / model.kv_heads + 1) * (int64_t)model.head_dim);
+        scratch.cosines = cutter.take<float>(ALONE_ROWS * (model.head_dim / 2));
+        scratch.sines = cutter.take<float>(ALONE_ROWS * (model.head_dim / 2));
         scratch.rows = cutter.take<float>(depth);
         scratch.sums = cutter.take<float>(rows * PANEL * SHARE_PANELS);
         scratch.queries = cutter.take<char>(queries * wide * 4);
@@ -135,6 +178,22 @@ void cut(LlmEngine *engine, Cutter &cutter) {
         scratch.best_token = cutter.take<int32_t>(rows);
         scratch.candidates = cutter.take<char>(LLM_CANDIDATES * 12);
         cutter.take<char>(128); // two threads never write to one pair of cache lines
+    }
+}
+
+// The best that any thread has seen of each row.
+void take_best(LlmEngine *engine) {
+    const LlmPlan &plan = *engine->plan;
+    for (int64_t row = 0; row < plan.wanted_count; row++) {
+        float value = engine->scratch[0].best_value[row];
+        int32_t token = engine->scratch[0].best_token[row];
+        for (int other = 1; other < pool_threads(engine->pool); other++) {
+            const float theirs = engine->scratch[other].best_value[row];
+            const int32_t candidate = engine->scratch[other].best_token[row];
+            if (theirs > value || (theirs == value && candidate < token)) value = theirs, token = candidate;
+        }
+        plan.best_value[row] = value;
+        plan.best_token[row] = token;
     }
 }
 
@@ -199,8 +258,15 @@ int32_t llm_step(LlmEngine *engine, const LlmPlan *plan) {
     int64_t row = 0;
     for (int64_t i = 0; i < plan->segment_count; i++)
         for (int32_t r = 0; r < plan->segments[i].rows; r++) engine->positions[row++] = plan->segments[i].start + r;
-    memset(engine->counters, 0, sizeof(int64_t) * PHASES_A_LAYER * (engine->model.layer_count + 1));
+    if (is_few(*plan)) {
+        memset(engine->marks, 0, engine->mark_bytes);
+        for (int64_t i = 0; i <= FEW_PHASES * (int64_t)engine->model.layer_count; i++)
+            engine->phases[i].taken = engine->phases[i].finished = 0;
+    } else {
+        memset(engine->counters, 0, sizeof(int64_t) * PHASES_A_LAYER * (engine->model.layer_count + 1));
+    }
     pool_run(engine->pool, engine->kernels->step, engine);
+    take_best(engine);
     return 0;
 }
 

@@ -9,17 +9,6 @@ namespace {
 
 constexpr int PEAK_SUMS = 12; // enough to hide what one product takes, few enough for the registers
 
-// The compiler must not know the value, nor keep a second copy.
-#if defined(__AVX512F__)
-#define HIDE(value) __asm__ volatile("" : "+v"(value))
-#elif defined(__x86_64__)
-#define HIDE(value) __asm__ volatile("" : "+x"(value))
-#elif defined(__aarch64__)
-#define HIDE(value) __asm__ volatile("" : "+w"(value))
-#else
-#define HIDE(value) __asm__ volatile("" : "+m"(value))
-#endif
-
 template <class B> INLINE void hide(B &value) { HIDE(value); }
 #if !defined(HAS_BF16_DOT) && !defined(HAS_NEON_BF16)
 INLINE void hide(DotBfloat16::B &value) {

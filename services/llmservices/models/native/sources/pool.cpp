@@ -1,6 +1,7 @@
 #include "pool.h"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <new>
@@ -86,6 +87,13 @@ void pool_close(Pool *pool) {
     for (std::thread &worker : pool->workers) worker.join();
     delete pool;
 }
+
+int64_t pool_now() {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+}
+
+void pool_breathe() { breathe(); }
 
 int pool_threads(const Pool *pool) { return pool->threads; }
 

@@ -12,5 +12,9 @@ void pool_close(Pool *pool);
 int pool_threads(const Pool *pool);
 // Calls work(argument, thread) on every thread, the caller being thread 0; returns when all have.
 void pool_run(Pool *pool, void (*work)(void *argument, int thread), void *argument);
+// Nanoseconds of a clock that never stops.
+int64_t pool_now();
+// A moment's rest for one who waits actively.
+void pool_breathe();
 // Inside `work`: every thread arrives before any goes on.
 void pool_barrier(Pool *pool);

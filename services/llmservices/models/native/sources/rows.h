@@ -99,6 +99,15 @@ INLINE void norm_row(const float *from, const float *weight, float eps, int64_t 
     for (int64_t i = 0; i < depth; i += WIDTH) store(to + i, load(from + i) * inverse * load(weight + i));
 }
 
+// By how much the halves of a head are turned at a position.
+INLINE void turn_angles(const LlmModel &model, int64_t position, float *cosines, float *sines) {
+    for (int64_t i = 0; i < model.head_dim / 2; i++) {
+        const float angle = (float)position * model.frequencies[i];
+        cosines[i] = __builtin_cosf(angle) * model.rope_scale;
+        sines[i] = __builtin_sinf(angle) * model.rope_scale;
+    }
+}
+
 // A head in place: norm where the model has one, then rotation of its two halves against each other.
 INLINE void turn_head(float *head, const LlmModel &model, const float *weight, const float *cosines,
                       const float *sines) {

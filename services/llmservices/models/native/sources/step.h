@@ -5,6 +5,7 @@
 #pragma once
 #include "attention.h"
 #include "engine.h"
+#include "few.h"
 #include "linear.h"
 #include "rows.h"
 
@@ -32,11 +33,7 @@ struct Step {
         const int64_t half = model.head_dim / 2;
         for (int64_t row = mine(rows, 0); row < mine(rows, 1); row++) {
             embed_row(model, plan.tokens[row], engine.x + row * x_stride);
-            for (int64_t i = 0; i < half; i++) {
-                const float angle = (float)engine.positions[row] * model.frequencies[i];
-                engine.cosines[row * half + i] = __builtin_cosf(angle) * model.rope_scale;
-                engine.sines[row * half + i] = __builtin_sinf(angle) * model.rope_scale;
-            }
+            turn_angles(model, engine.positions[row], engine.cosines + row * half, engine.sines + row * half);
         }
     }
 
@@ -113,7 +110,9 @@ struct Step {
             const LlmSegment &of = plan.segments[segment];
             const int64_t piece = share.begin - before, first = piece / model.kv_heads * at_once;
             const int64_t last = first + at_once < of.rows ? first + at_once : of.rows;
-            paged.attend(of, segment_row, first, last, piece % model.kv_heads, scratch);
+            const int64_t head = piece % model.kv_heads, row = segment_row + first;
+            paged.attend(of, first, last, head, engine.qkv + row * layer.qkv.columns + head * shared * model.head_dim,
+                         engine.mixed + row * mixed_stride + head * shared * model.head_dim, scratch);
         }
         meet();
     }
@@ -178,24 +177,7 @@ struct Step {
         made.vocab = model.vocab;
         made.best_value = scratch.best_value;
         made.best_token = scratch.best_token;
-        for (int64_t row = 0; row < rows; row++) {
-            scratch.best_value[row] = -__builtin_inff();
-            scratch.best_token[row] = 0;
-        }
         run(made);
-        meet();
-        if (thread) return;
-        for (int64_t row = 0; row < rows; row++) {
-            float value = scratch.best_value[row];
-            int32_t token = scratch.best_token[row];
-            for (int other = 1; other < threads; other++) {
-                const float theirs = engine.scratch[other].best_value[row];
-                const int32_t candidate = engine.scratch[other].best_token[row];
-                if (theirs > value || (theirs == value && candidate < token)) value = theirs, token = candidate;
-            }
-            plan.best_value[row] = value;
-            plan.best_token[row] = token;
-        }
     }
 
     void all_layers() {
@@ -206,6 +188,16 @@ struct Step {
     }
 };
 
-void step_on_thread(void *engine, int thread) { Step(*(LlmEngine *)engine, thread).all_layers(); }
+void step_on_thread(void *argument, int thread) {
+    LlmEngine &engine = *(LlmEngine *)argument;
+    for (int64_t row = 0; row < engine.plan->wanted_count; row++) {
+        engine.scratch[thread].best_value[row] = -__builtin_inff();
+        engine.scratch[thread].best_token[row] = 0;
+    }
+    if (is_few(*engine.plan))
+        FewStep(engine, thread).all_layers();
+    else
+        Step(engine, thread).all_layers();
+}
 
 } // namespace

@@ -13,6 +13,17 @@
 #define INLINE static inline __attribute__((always_inline))
 #define MEMBER inline __attribute__((always_inline))
 
+// The compiler must not know the value, nor keep a second copy.
+#if defined(__AVX512F__)
+#define HIDE(value) __asm__ volatile("" : "+v"(value))
+#elif defined(__x86_64__)
+#define HIDE(value) __asm__ volatile("" : "+x"(value))
+#elif defined(__aarch64__)
+#define HIDE(value) __asm__ volatile("" : "+w"(value))
+#else
+#define HIDE(value) __asm__ volatile("" : "+m"(value))
+#endif
+
 namespace {
 
 typedef float vf __attribute__((vector_size(WIDTH * 4)));
@@ -29,6 +40,11 @@ INLINE vf load(const float *from) {
 INLINE void store(float *to, vf value) { memcpy(to, &value, sizeof value); }
 INLINE vf all(float value) { return value - vf{}; }
 INLINE vi all_int(int32_t value) { return value - vi{}; }
+// A value that is rounded as it stands: no product in it becomes one operation with a sum behind it.
+INLINE vf settled(vf value) {
+    HIDE(value);
+    return value;
+}
 INLINE vf greater(vf a, vf b) { return a > b ? a : b; }
 INLINE vf to_float(vi value) { return __builtin_convertvector(value, vf); }
 
