@@ -1,6 +1,7 @@
 """The native step against the plain path in torch, and against itself in other company."""
 
 import mmap
+import os
 
 import msgspec
 import numpy as np
@@ -159,6 +160,44 @@ def test_bits_do_not_depend_on_company_cuts_or_threads(
     for isa_threads in (1, 2, 3):
         assert torch.equal(logits(list(range(1, 90)), 0, isa_threads), whole)
         assert torch.equal(logits([5, 32, 70], 19, isa_threads), whole)
+
+
+@pytest.mark.parametrize("precision", ["auto", "int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_that_lose_their_core_change_no_bit(
+    functions: Functions, dtype: torch.dtype, precision: str
+) -> None:
+    """Steps of decodes by more threads than there are cores: whoever waits computes what another
+    one has claimed, while that one may come back at any moment."""
+    small = Small(
+        heads=14, kv_heads=2, head_dim=64, hidden=96, inner=1200, vocab=300, layers=9, dtype=dtype
+    )
+
+    def logits(threads: int) -> list[torch.Tensor]:
+        runner = native(functions, small, precision=precision, threads=threads)
+        found = []
+        for position in range(40):
+            rows = (1, 2, 5, 12, 13, 32, 33)[position % 7]
+            ids = np.arange(40, dtype=np.int32) * 3 + position
+            step = [
+                Work(row, ids[row : row + 1], position // 7, [row * 2], "last")
+                for row in range(rows)
+            ]
+            out = runner.compute(step)
+            assert out is not None
+            assert runner.greatest is not None
+            assert runner.greatest[1] == out.argmax(-1).tolist()
+            found.append(out)
+        return found
+
+    expected = logits(1)
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # of this thread, and those that it starts
+    try:
+        found = logits(5)
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert all(map(torch.equal, found, expected))
 
 
 def test_a_cache_takes_the_memory_of_what_is_in_it(functions: Functions) -> None:

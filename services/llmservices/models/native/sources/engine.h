@@ -12,7 +12,9 @@ constexpr int QUERY_ROWS = 64;  // queries (rows times heads of a group) of one 
 constexpr int SHARE_PANELS = 4; // panels that are computed from one reading of the input
 constexpr int LLM_CANDIDATES = 4096; // tokens that drawing looks at more closely
 constexpr int PHASES_A_LAYER = 12;
-constexpr int FEW_PHASES = 5; // a layer: qkv, attention, out, up, down
+constexpr int DECODE_ROWS = 32;   // of a step that decode.h computes, at most
+constexpr int DECODE_PHASES = 9; // a layer: qkv, attention, out, up, down, and before each product its input
+constexpr int KEPT_LAYERS = 3;   // that the first of the threads may be ahead of the last, and one
 
 // The input of a matrix: rows in the format that its kind wants.
 struct Input {
@@ -23,25 +25,26 @@ struct Input {
     int64_t sums_stride;
 };
 
-// Pieces of work that depend on each other's results no earlier than all are done (few.h).
+// Pieces of work; what depends on one of them begins when all are done (decode.h).
 struct Phase {
-    int64_t taken;    // pieces claimed
-    int64_t finished; // pieces whose result stands
-    uint8_t *marks;   // by piece: 1 once its result stands
-    char unused[40];  // one cache line each
+    int64_t taken;   // pieces claimed
+    uint8_t *marks;  // by piece: 1 once its result stands
+    char unused[48]; // one cache line each
 };
 
-// What the phases of one layer give, kept until the step ends; ALONE_ROWS rows each.
-struct FewLayer {
-    float *qkv, *mixed, *attended, *added; // the last two: what is added to the residual stream
-    Input inner;                           // floats, where the down projection is quantised
+// What the phases of one layer give.
+struct LayerResults {
+    Input qkv_input, out_input, up_input, down_input; // of more than ALONE_ROWS rows
+    float *qkv, *mixed, *attended, *added;            // the last two are added to the residual stream
+    Input inner;                                      // floats, where the down projection is quantised
 };
 
 struct Scratch {
     Input alone;
-    float *x;              // a few rows: this thread's own residual stream
-    float *turned;         // rotated queries of one key-value head, and its key
+    float *x;      // decoding: this thread's own residual stream
+    float *turned; // rotated queries of one key-value head, and its key
     float *cosines, *sines;
+    int64_t layer; // that it is at; the others read it
     float *rows;     // unrolled row of floats
     float *sums;     // accumulators between blocks of the depth
     char *queries;
@@ -53,11 +56,6 @@ struct Scratch {
     int32_t *best_token;
     char *candidates; // of drawing
 };
-
-// Whether every row is the next of a thread of its own, and they are few.
-inline bool is_few(const LlmPlan &plan) {
-    return plan.rows <= ALONE_ROWS && plan.segment_count == plan.rows && plan.wanted_count == plan.rows;
-}
 
 struct Kernels;
 
@@ -77,12 +75,14 @@ struct LlmEngine {
     int32_t *positions;
     Scratch *scratch;
     int64_t *counters; // work handed out, one a phase
-    FewLayer *few;
-    Phase *phases; // FEW_PHASES a layer, and the head's
+    LayerResults results[KEPT_LAYERS]; // of layer l at l % KEPT_LAYERS
+    Input head_input;
+    Phase *phases;                     // DECODE_PHASES a layer and for the head
     uint8_t *marks;
     int64_t mark_bytes;
     char *memory;
     const LlmPlan *plan;
+    bool decodes; // the plan is one for decode.h
     LlmDraw *draws;
     int32_t draw_count;
 };
@@ -113,6 +113,7 @@ struct Dots {
 
 struct Kernels {
     const char *name;
+    int decode_rows; // up to so many are computed by decode.h
     void (*step)(void *engine, int thread);
     void (*read)(void *reading, int thread);
     void (*dots)(void *dots, int thread);

@@ -5,4 +5,4 @@
 #include "draw.h"
 #include "step.h"
 
-extern "C" const Kernels kernels_avx2 = {"avx2", step_on_thread, read_on_thread, dots_on_thread, pack_avx2, draw_on_thread};
+extern "C" const Kernels kernels_avx2 = {"avx2", DECODES, step_on_thread, read_on_thread, dots_on_thread, pack_avx2, draw_on_thread};

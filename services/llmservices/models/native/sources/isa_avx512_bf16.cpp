@@ -6,4 +6,4 @@
 #include "draw.h"
 #include "step.h"
 
-extern "C" const Kernels kernels_avx512_bf16 = {"avx512_bf16", step_on_thread, read_on_thread, dots_on_thread, pack_avx512, draw_on_thread};
+extern "C" const Kernels kernels_avx512_bf16 = {"avx512_bf16", DECODES, step_on_thread, read_on_thread, dots_on_thread, pack_avx512, draw_on_thread};

@@ -5,4 +5,4 @@
 #include "draw.h"
 #include "step.h"
 
-extern "C" const Kernels kernels_avx512_vnni = {"avx512_vnni", step_on_thread, read_on_thread, dots_on_thread, pack_avx512, draw_on_thread};
+extern "C" const Kernels kernels_avx512_vnni = {"avx512_vnni", DECODES, step_on_thread, read_on_thread, dots_on_thread, pack_avx512, draw_on_thread};

@@ -4,4 +4,4 @@
 #include "draw.h"
 #include "step.h"
 
-extern "C" const Kernels kernels_baseline = {"baseline", step_on_thread, read_on_thread, dots_on_thread, pack_baseline, draw_on_thread};
+extern "C" const Kernels kernels_baseline = {"baseline", DECODES, step_on_thread, read_on_thread, dots_on_thread, pack_baseline, draw_on_thread};

@@ -6,4 +6,4 @@
 #include "draw.h"
 #include "step.h"
 
-extern "C" const Kernels kernels_neon = {"neon", step_on_thread, read_on_thread, dots_on_thread, pack_baseline, draw_on_thread};
+extern "C" const Kernels kernels_neon = {"neon", DECODES, step_on_thread, read_on_thread, dots_on_thread, pack_baseline, draw_on_thread};

@@ -7,4 +7,4 @@
 #include "draw.h"
 #include "step.h"
 
-extern "C" const Kernels kernels_neon_bf16 = {"neon_bf16", step_on_thread, read_on_thread, dots_on_thread, pack_baseline, draw_on_thread};
+extern "C" const Kernels kernels_neon_bf16 = {"neon_bf16", DECODES, step_on_thread, read_on_thread, dots_on_thread, pack_baseline, draw_on_thread};

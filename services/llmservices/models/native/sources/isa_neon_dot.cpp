@@ -6,4 +6,4 @@
 #include "draw.h"
 #include "step.h"
 
-extern "C" const Kernels kernels_neon_dot = {"neon_dot", step_on_thread, read_on_thread, dots_on_thread, pack_baseline, draw_on_thread};
+extern "C" const Kernels kernels_neon_dot = {"neon_dot", DECODES, step_on_thread, read_on_thread, dots_on_thread, pack_baseline, draw_on_thread};

@@ -41,7 +41,8 @@ struct Product {
 };
 
 constexpr int64_t AHEAD = 2048;       // bytes that are asked for before they are read
-constexpr int64_t FEW_TILES = 6;       // so many need a panel's data soon again; more, those of the rows
+constexpr int FEW_TILES = 6;           // so many need a panel's data soon again; more, those of the rows
+constexpr int DECODES = FEW_TILES * TILE_ROWS_INT4 < DECODE_ROWS ? FEW_TILES * TILE_ROWS_INT4 : DECODE_ROWS;
 constexpr int64_t SHARED_DEPTH = 1024; // depths that many rows reduce at a time: what a core's caches hold
 
 template <class Dot> struct Plain {

@@ -98,47 +98,46 @@ int64_t deepest(const LlmEngine *engine) {
     return most;
 }
 
-// At most, of one of the phases of few.h.
-int64_t few_pieces(const LlmEngine *engine, int64_t phase) {
-    if (phase == (int64_t)FEW_PHASES * engine->model.layer_count) return engine->model.head.columns / PANEL;
-    const LlmLayer &layer = engine->layers[phase / FEW_PHASES];
-    switch (phase % FEW_PHASES) {
-    case 0: return layer.qkv.columns / PANEL;
-    case 1: return ALONE_ROWS * (int64_t)engine->model.kv_heads;
-    case 2: return layer.out.columns / PANEL;
-    case 3: return layer.up.columns / PANEL;
-    default: return layer.down.columns / PANEL;
-    }
-}
-
 Input cut_input(Cutter &cutter, int64_t rows, int64_t depth) {
     // A stride that is no power of two spreads the rows over the sets of the caches.
     const int64_t stride = rounded(depth * 4, 64) + 64, groups = depth / GROUP;
     return {cutter.take<char>(rows * stride), stride, cutter.take<float>(rows), cutter.take<int32_t>(rows * groups), groups};
 }
 
-// A first pass with no memory leaves null pointers, as everywhere.
-void cut_few(LlmEngine *engine, Cutter &cutter) {
+void cut_decode(LlmEngine *engine, Cutter &cutter) {
     const LlmModel &model = engine->model;
-    engine->few = cutter.take<FewLayer>(model.layer_count);
-    engine->phases = cutter.take<Phase>((int64_t)FEW_PHASES * model.layer_count + 1);
-    const int64_t before = cutter.used;
-    for (int64_t i = 0; i <= FEW_PHASES * (int64_t)model.layer_count; i++) {
-        uint8_t *const marks = cutter.take<uint8_t>(few_pieces(engine, i));
-        if (engine->phases) engine->phases[i].marks = marks;
+    const int64_t rows = DECODE_ROWS, phases = (int64_t)DECODE_PHASES * (model.layer_count + 1);
+    const LlmLayer &layer = model.layers[0]; // all have the same sizes
+    engine->phases = cutter.take<Phase>(phases);
+    // By phase, in turns: rows of an input, panels of qkv, heads of rows, panels of out, up, down.
+    const int64_t product_pieces = (layer.qkv.columns + layer.out.columns + layer.up.columns + layer.down.columns) / PANEL;
+    const int64_t layer_pieces = 4 * rows + product_pieces + rows * model.kv_heads;
+    engine->mark_bytes = layer_pieces * model.layer_count + rows + model.head.columns / PANEL;
+    engine->marks = cutter.take<uint8_t>(engine->mark_bytes);
+    for (LayerResults &results : engine->results) {
+        results.qkv_input = cut_input(cutter, rows, layer.qkv.depth);
+        results.out_input = cut_input(cutter, rows, layer.out.depth);
+        results.up_input = cut_input(cutter, rows, layer.up.depth);
+        results.down_input = cut_input(cutter, rows, layer.down.depth);
+        results.qkv = cutter.take<float>(rows * layer.qkv.columns);
+        results.mixed = cutter.take<float>(rows * layer.out.depth);
+        results.attended = cutter.take<float>(rows * layer.out.columns);
+        results.added = cutter.take<float>(rows * layer.down.columns);
+        results.inner = cut_input(cutter, rows, layer.down.depth);
     }
-    engine->mark_bytes = cutter.used - before;
-    engine->marks = engine->phases ? engine->phases[0].marks : nullptr;
-    for (int i = 0; i < model.layer_count; i++) {
-        const LlmLayer &layer = engine->layers[i];
-        const FewLayer cut = {
-            cutter.take<float>(ALONE_ROWS * (int64_t)layer.qkv.columns),
-            cutter.take<float>(ALONE_ROWS * rounded(model.heads * model.head_dim, GROUP)),
-            cutter.take<float>(ALONE_ROWS * (int64_t)layer.out.columns),
-            cutter.take<float>(ALONE_ROWS * (int64_t)layer.down.columns),
-            cut_input(cutter, ALONE_ROWS, layer.down.depth),
+    engine->head_input = cut_input(cutter, rows, model.head.depth);
+    if (!cutter.memory) return;
+    uint8_t *marks = engine->marks;
+    for (int64_t i = 0; i < phases; i++) {
+        const bool head = i >= (int64_t)DECODE_PHASES * model.layer_count;
+        const int64_t pieces[DECODE_PHASES] = {
+            rows, (head ? model.head : layer.qkv).columns / PANEL, rows * model.kv_heads,
+            rows, layer.out.columns / PANEL,
+            rows, layer.up.columns / PANEL,
+            rows, layer.down.columns / PANEL,
         };
-        if (engine->few) engine->few[i] = cut;
+        engine->phases[i].marks = marks;
+        if (!head || i % DECODE_PHASES < 2) marks += pieces[i % DECODE_PHASES];
     }
 }
 
@@ -157,14 +156,14 @@ void cut(LlmEngine *engine, Cutter &cutter) {
     engine->sines = cutter.take<float>(rows * (model.head_dim / 2));
     engine->positions = cutter.take<int32_t>(rows);
     engine->counters = cutter.take<int64_t>((int64_t)PHASES_A_LAYER * (model.layer_count + 1));
-    cut_few(engine, cutter);
+    cut_decode(engine, cutter);
     for (int thread = 0; thread < pool_threads(engine->pool); thread++) {
         Scratch &scratch = engine->scratch[thread];
         scratch.alone = cut_input(cutter, ALONE_ROWS, depth);
-        scratch.x = cutter.take<float>(ALONE_ROWS * rounded(model.hidden, GROUP));
+        scratch.x = cutter.take<float>(DECODE_ROWS * rounded(model.hidden, GROUP));
         scratch.turned = cutter.take<float>((model.heads / model.kv_heads + 1) * (int64_t)model.head_dim);
-        scratch.cosines = cutter.take<float>(ALONE_ROWS * (model.head_dim / 2));
-        scratch.sines = cutter.take<float>(ALONE_ROWS * (model.head_dim / 2));
+        scratch.cosines = cutter.take<float>(DECODE_ROWS * (model.head_dim / 2));
+        scratch.sines = cutter.take<float>(DECODE_ROWS * (model.head_dim / 2));
         scratch.rows = cutter.take<float>(depth);
         scratch.sums = cutter.take<float>(rows * PANEL * SHARE_PANELS);
         scratch.queries = cutter.take<char>(queries * wide * 4);
@@ -258,10 +257,14 @@ int32_t llm_step(LlmEngine *engine, const LlmPlan *plan) {
     int64_t row = 0;
     for (int64_t i = 0; i < plan->segment_count; i++)
         for (int32_t r = 0; r < plan->segments[i].rows; r++) engine->positions[row++] = plan->segments[i].start + r;
-    if (is_few(*plan)) {
+    // Every row is the next of a thread of its own.
+    engine->decodes = plan->rows <= engine->kernels->decode_rows && plan->segment_count == plan->rows &&
+                      plan->wanted_count == plan->rows;
+    if (engine->decodes) {
         memset(engine->marks, 0, engine->mark_bytes);
-        for (int64_t i = 0; i <= FEW_PHASES * (int64_t)engine->model.layer_count; i++)
-            engine->phases[i].taken = engine->phases[i].finished = 0;
+        for (int64_t i = 0; i < (int64_t)DECODE_PHASES * (engine->model.layer_count + 1); i++)
+            engine->phases[i].taken = 0;
+        for (int thread = 0; thread < pool_threads(engine->pool); thread++) engine->scratch[thread].layer = 0;
     } else {
         memset(engine->counters, 0, sizeof(int64_t) * PHASES_A_LAYER * (engine->model.layer_count + 1));
     }

@@ -95,6 +95,8 @@ int64_t pool_now() {
 
 void pool_breathe() { breathe(); }
 
+void pool_rest() { std::this_thread::sleep_for(std::chrono::microseconds(20)); }
+
 int pool_threads(const Pool *pool) { return pool->threads; }
 
 void pool_run(Pool *pool, void (*work)(void *, int), void *argument) {

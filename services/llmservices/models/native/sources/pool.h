@@ -16,5 +16,7 @@ void pool_run(Pool *pool, void (*work)(void *argument, int thread), void *argume
 int64_t pool_now();
 // A moment's rest for one who waits actively.
 void pool_breathe();
+// Lets others have the core for a moment.
+void pool_rest();
 // Inside `work`: every thread arrives before any goes on.
 void pool_barrier(Pool *pool);

@@ -4,8 +4,8 @@
 // thread computes what is left to chance, what is computed is not.
 #pragma once
 #include "attention.h"
+#include "decode.h"
 #include "engine.h"
-#include "few.h"
 #include "linear.h"
 #include "rows.h"
 
@@ -194,8 +194,8 @@ void step_on_thread(void *argument, int thread) {
         engine.scratch[thread].best_value[row] = -__builtin_inff();
         engine.scratch[thread].best_token[row] = 0;
     }
-    if (is_few(*engine.plan))
-        FewStep(engine, thread).all_layers();
+    if (engine.decodes)
+        DecodeStep(engine, thread).all_layers();
     else
         Step(engine, thread).all_layers();
 }
