@@ -73,6 +73,7 @@ class Ours:
         client, _, _ = await self._stack.enter_async_context(system(self._config))
         self._client = client
         await client.add_model(self._folder, NAME)
+        await asyncio.to_thread(_read_once, self._folder)
         self.first_token_s, _ = await generate(client, prompt_of(16, 1), 2, NAME)
         rows = [row for row in await client.models() if row.model.name == NAME]
         return rows[0].path
@@ -117,7 +118,10 @@ def seed_of(case: Case, output: int, salt: int) -> str:
 
 
 class Driven:
-    """An engine behind `libllm.bench.compare.drivers`, in an interpreter that has it."""
+    """An engine behind `libllm.bench.compare.drivers`, in an interpreter that has it.
+
+    Between its turns it is stopped (SIGSTOP): some wait for work by spinning, on everybody's cores.
+    """
 
     def __init__(
         self,
@@ -150,7 +154,7 @@ class Driven:
             )
         except OSError as error:
             raise _absent(self.name, f"{self._command[0]}: {error.strerror}") from None
-        return str((await self._line())["version"])
+        return str((await self._answer())["version"])
 
     async def warm(self, case: Case) -> None:
         """As Peer says."""
@@ -166,8 +170,20 @@ class Driven:
         assert self._process.stdin is not None
         seed = seed_of(case, output, salt)
         asked = {"streams": case.streams, "prompt": case.prompt, "output": output, "salt": seed}
+        self._signal(signal.SIGCONT)
         self._process.stdin.write(json.dumps(asked).encode() + b"\n")
-        return float((await self._line())["seconds"])
+        return float((await self._answer())["seconds"])
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To all its processes; one that has ended is noticed when it does not answer."""
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    async def _answer(self) -> dict[str, float | str]:
+        answer = await self._line()
+        self._signal(signal.SIGSTOP)
+        return answer
 
     async def _line(self) -> dict[str, float | str]:
         assert self._process is not None
@@ -186,8 +202,7 @@ class Driven:
     async def stop(self) -> None:
         """End it."""
         if self._process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self._signal(signal.SIGKILL)
             await self._process.wait()
 
 
@@ -245,6 +260,14 @@ class LlamaCpp:
 
     async def stop(self) -> None:
         """Nothing runs."""
+
+
+def _read_once(folder: Path) -> None:
+    """What is measured begins with the weights in the file cache."""
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb", buffering=0) as file:
+            while file.read(1 << 24):
+                pass
 
 
 def speed_tg(output: str) -> float:
