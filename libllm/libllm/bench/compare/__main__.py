@@ -4,7 +4,7 @@
 
 Peers that are not there are skipped by name.  Every round measures each peer once in every case
 in which a goal compares it (`--every`: in every case); ratios are taken within a round.  The
-speed at which memory is read is measured beside each round.
+speed at which memory is read is measured right before and after what is compared with it.
 """
 
 import argparse
@@ -134,11 +134,14 @@ async def compare(
         resident: dict[str, int] = {}
         reads: list[float] = []
         for salt in range(rounds):
-            reads.append(await _read_bandwidth())
             for case in cases:
                 chosen = measured[case.name]
                 for peer in list(chosen if salt % 2 else chosen[::-1]):
+                    gauged = case.name == goals.GAUGED_CASE and peer.name == goals.GAUGED_PEER
+                    before = await _read_bandwidth() if gauged else 0.0
                     rate = await _rate(peer, case, salt + 1)
+                    if gauged:
+                        reads.append((before + await _read_bandwidth()) / 2)
                     if rate is None:  # a list with a gap would pair what is no pair
                         chosen.remove(peer)
                         del rates[case.name][peer.name]

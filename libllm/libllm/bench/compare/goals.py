@@ -23,6 +23,9 @@ from libllm.bench.compare.cases import Result, results
 from libllm.bench.compare.record import Compared, Loaded, Mixed, Prefixes, Record, read
 
 BANDWIDTH_SHARE: Final = 0.9
+GAUGED_CASE: Final = "decode-1"
+GAUGED_PEER: Final = "llmos"
+"""Whose rate is compared with the speed at which memory is read."""
 LOAD_RATIO: Final = 1.3
 REUSED_SHARE: Final = 0.9
 HIT_OVER_MISS: Final = 0.2
@@ -125,8 +128,7 @@ def _speed(goal: Goal, records: Sequence[Compared]) -> Iterator[Line]:
 def bandwidth_shares(record: Compared) -> list[float]:
     """Of the read bandwidth measured beside it, what the checkpoint's own precision used to decode
     one stream, round by round."""
-    own = [name for name in record.ours if name == "llmos"]
-    rates = record.tokens_per_s.get("decode-1", {}).get(own[0], []) if own else []
+    rates = record.tokens_per_s.get(GAUGED_CASE, {}).get(GAUGED_PEER, [])
     return [
         rate * record.weight_bytes / bandwidth
         for rate, bandwidth in zip(rates, record.read_bytes_per_s)

@@ -21,7 +21,7 @@ class Compared(msgspec.Struct, frozen=True, tag="compare"):
     weight_bytes: int
     """Of the model folder: what a step for one stream reads, at least."""
     read_bytes_per_s: list[float] = []
-    """Measured beside each round."""
+    """Measured right before and after one stream of `llmos`, round by round."""
     first_token_s: dict[str, float] = {}
     """Of ours: from a request for a model that is not loaded to its first token."""
     resident_bytes: dict[str, int] = {}
