@@ -79,7 +79,8 @@ def test_int8_is_within_half_a_percent_of_float32(functions: Functions, model: s
         threads=1,
     )
     expected = perplexity(plain, ids)
-    assert abs(perplexity(narrow, ids) / expected - 1) < 0.005
+    # Half a percent is what is promised; one scale for a whole row would miss this by half.
+    assert abs(perplexity(narrow, ids) / expected - 1) < 0.003
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -144,6 +144,7 @@ int main(int count, char **words) {
         layer.out = matrix(weights, HIDDEN, HEADS * HEAD_DIM, false);
         layer.up = matrix(weights, 2 * INNER, HIDDEN, false);
         layer.down = matrix(weights, HIDDEN, INNER, false);
+        layer.down.grouped = weights == LLM_INT8;
         layer.attention_norm = floats(HIDDEN, 0.5f, 1.5f);
         layer.mlp_norm = floats(HIDDEN, 0.5f, 1.5f);
         layer.q_norm = floats(32, 0.5f, 1.5f);

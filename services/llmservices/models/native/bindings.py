@@ -27,7 +27,7 @@ class Matrix(ctypes.Structure):
         ("kind", ctypes.c_int32),
         ("columns", ctypes.c_int32),
         ("depth", ctypes.c_int32),
-        ("unused", ctypes.c_int32),
+        ("grouped", ctypes.c_int32),
     ]
 
 

@@ -128,11 +128,11 @@ class NativeDecoder:
     def _layer(self, layer: TorchLayer, index: int, precision: str) -> Layer:
         """All but its cache."""
 
-        def packed(linear: Linear, *, gate_up: bool = False) -> Packed:
+        def packed(linear: Linear, *, gate_up: bool = False, grouped: bool = False) -> Packed:
             parts, bias = linear.take()
             if gate_up and len(parts) == 1:
                 parts = list(parts[0].chunk(2))
-            made = self._packer.pack(parts, bias, precision, in_turns=gate_up)
+            made = self._packer.pack(parts, bias, precision, in_turns=gate_up, grouped=grouped)
             self._held.append(made)
             return made
 
@@ -141,7 +141,8 @@ class NativeDecoder:
             packed(layer.qkv).struct(),
             packed(layer.out).struct(),
             packed(layer.up, gate_up=True).struct(),
-            packed(layer.down).struct(),
+            # What goes into it has a few numbers far wider than all others.
+            packed(layer.down, grouped=True).struct(),
             self._norm(layer.attention_norm),
             self._norm(layer.mlp_norm),
             None if q_norm is None else self._norm(q_norm),

@@ -48,6 +48,7 @@ class Packed(msgspec.Struct, frozen=True):
     depth: int
     scales: torch.Tensor | None
     bias: torch.Tensor | None
+    grouped: bool = False
 
     @property
     def bytes(self) -> int:
@@ -62,7 +63,7 @@ class Packed(msgspec.Struct, frozen=True):
             self.kind,
             self.columns,
             self.depth,
-            0,
+            self.grouped,
         )
 
 
@@ -84,11 +85,13 @@ class Packer(msgspec.Struct, frozen=True):
         precision: str,
         *,
         in_turns: bool = False,
+        grouped: bool = False,
     ) -> Packed:
         """A matrix whose columns are the rows of all parts.
 
         `precision`: `auto` (the weights' own), int8 or int4.  `in_turns`: 16 of the first part,
-        16 of the second, so that one panel computes 16 of the MLP's numbers.
+        16 of the second, so that one panel computes 16 of the MLP's numbers.  `grouped`: as int8,
+        its rows get a scale for each 128 numbers.
         """
         dtype, depth = parts[0].dtype, parts[0].shape[1]
         assert all(part.dtype is dtype and part.is_contiguous() for part in parts)
@@ -99,7 +102,15 @@ class Packer(msgspec.Struct, frozen=True):
         data = torch.empty(rows * _rounded(depth) * _PANEL_BYTES[kind] // PANEL, dtype=torch.uint8)
         self.functions.llm_prefer_large_pages(data.data_ptr(), data.nbytes)
         scales = torch.empty(rows) if kind == INT8 else None
-        packed = Packed(data, kind, rows, _rounded(depth), scales, self._bias(bias_N, in_turns))
+        packed = Packed(
+            data,
+            kind,
+            rows,
+            _rounded(depth),
+            scales,
+            self._bias(bias_N, in_turns),
+            grouped=grouped and kind == INT8,
+        )
         addresses = (Part * len(parts))(*[Part(part.data_ptr(), len(part)) for part in parts])
         source = Source(addresses, len(parts), KINDS[dtype], depth, in_turns)
         done = self.functions.llm_pack(

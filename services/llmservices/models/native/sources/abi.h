@@ -23,7 +23,7 @@ typedef struct {
     int32_t kind;
     int32_t columns;
     int32_t depth;
-    int32_t unused;
+    int32_t grouped; // int8: its rows have a scale for each 128 depths; else one each
 } LlmMatrix;
 
 typedef struct {

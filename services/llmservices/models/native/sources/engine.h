@@ -6,6 +6,7 @@
 constexpr int PANEL = 32;       // columns of a matrix that lie together
 constexpr int HALF = 16;        // keys of a block, and values of one row, that lie together
 constexpr int GROUP = 32;       // int4: weights that share a scale
+constexpr int ROW_GROUP = 128;  // numbers of a row that share a scale where the matrix wants it
 constexpr int ALONE_ROWS = 4;   // up to so many rows every thread prepares its input by itself
 constexpr int CHUNK_BLOCKS = 16; // blocks of keys that attention reduces at a time
 constexpr int QUERY_ROWS = 64;  // queries (rows times heads of a group) of one piece of attention
@@ -20,9 +21,10 @@ constexpr int KEPT_LAYERS = 3;   // that the first of the threads may be ahead o
 struct Input {
     char *data;
     int64_t stride;  // bytes a row
-    float *scales;   // int8, int4: one a row
-    int32_t *sums;   // int8: minus BYTE_OFFSET times a row's sum; int4: minus 8 times each group's
-    int64_t sums_stride;
+    float *scales;   // int8, int4: one a row, or one for each ROW_GROUP
+    int64_t scales_stride;
+    int32_t *sums;   // int8: minus BYTE_OFFSET times the sum of what shares a scale; int4: minus 8
+    int64_t sums_stride; // times each group's
 };
 
 // Pieces of work; what depends on one of them begins when all are done (decode.h).

@@ -48,6 +48,7 @@ constexpr int64_t SHARED_DEPTH = 1024; // depths that many rows reduce at a time
 template <class Dot> struct Plain {
     static constexpr int TILE = TILE_ROWS;
     static constexpr int64_t UNIT = 32; // depths
+    static constexpr int64_t TOGETHER = 1; // units that are not cut apart
     static constexpr int64_t UNIT_BYTES = UNIT / Dot::DEPTHS * Dot::B_BYTES * 2;
 
     template <int ROWS, int HALVES, bool ONCE>
@@ -75,11 +76,45 @@ template <class Dot> struct Plain {
     INLINE vi start(const Input &input, int64_t row, vi) { return all_int(input.sums[row * input.sums_stride]); }
 };
 
+// Weights of 8 bits whose rows have a scale for each ROW_GROUP: what a few wide numbers of a row cost
+// stays among their neighbours.
+struct GroupedRows {
+    static constexpr int TILE = TILE_ROWS;
+    static constexpr int64_t UNIT = 32, TOGETHER = ROW_GROUP / UNIT;
+    static constexpr int64_t STEPS = UNIT / DotInt8::DEPTHS, UNIT_BYTES = STEPS * DotInt8::B_BYTES * 2;
+
+    template <int ROWS, int HALVES, bool ONCE>
+    INLINE void run(const Input &input, int64_t row, const char *panel, int half, int64_t begin, int64_t end,
+                    bool first, float *sums, Soon soon) {
+        for (int64_t unit = begin; unit < end; unit += TOGETHER) {
+            const int64_t group = unit / TOGETHER, stop = unit + TOGETHER < end ? unit + TOGETHER : end;
+            vi dots[ROWS][HALVES * VECTORS];
+            for (int r = 0; r < ROWS; r++)
+                for (int i = 0; i < HALVES * VECTORS; i++)
+                    dots[r][i] = all_int(input.sums[(row + r) * input.sums_stride + group]);
+            const char *const from = panel + unit * UNIT_BYTES + half * DotInt8::B_BYTES;
+            const char *const b[2] = {from, from + DotInt8::B_BYTES};
+            const int64_t steps = (stop - unit) * STEPS;
+            dot_steps<DotInt8, ROWS, HALVES, ONCE>(dots, input.data + row * input.stride + unit * STEPS * DotInt8::A_BYTES,
+                                                   input.stride, b, 2 * DotInt8::B_BYTES, steps, soon);
+            soon.at += soon.step * steps;
+            const bool fresh = first && unit == begin;
+            for (int r = 0; r < ROWS; r++) {
+                const float scale = input.scales[(row + r) * input.scales_stride + group];
+                for (int i = 0; i < HALVES * VECTORS; i++) {
+                    float *const at = sums + r * PANEL + half * HALF + i * WIDTH;
+                    store(at, (fresh ? vf{} : load(at)) + settled(to_float(dots[r][i]) * scale));
+                }
+            }
+        }
+    }
+};
+
 // Groups of 32 depths: 32 scales in half precision, then four times 32 columns of eight depths, the
 // first four in the low halves of the bytes.
 struct Grouped {
     static constexpr int TILE = TILE_ROWS_INT4;
-    static constexpr int64_t UNIT = GROUP;
+    static constexpr int64_t UNIT = GROUP, TOGETHER = 1;
     static constexpr int64_t UNIT_BYTES = PANEL * 2 + 4 * 2 * 64;
 
     template <int ROWS, int HALVES, bool ONCE>
@@ -154,14 +189,16 @@ INLINE void tile_of(int rows, const Input &input, int64_t row, const char *panel
 INLINE vf finished(const Product &product, int64_t row, int64_t panel, const float *sums, int i) {
     const LlmMatrix &matrix = *product.matrix;
     vf value;
-    if (matrix.kind == LLM_INT8) {
+    const float *const scale = product.input.scales + row * product.input.scales_stride;
+    if (matrix.kind == LLM_INT8 && !matrix.grouped) {
         vi exact;
         memcpy(&exact, sums + i, sizeof exact);
-        value = to_float(exact) * product.input.scales[row] * load(matrix.scales + panel * PANEL + i);
+        value = to_float(exact) * *scale;
     } else {
         value = load(sums + i);
-        if (matrix.kind == LLM_INT4) value *= product.input.scales[row];
+        if (matrix.kind == LLM_INT4) value *= *scale;
     }
+    if (matrix.kind == LLM_INT8) value *= load(matrix.scales + panel * PANEL + i);
     if (matrix.bias) value += load(matrix.bias + panel * PANEL + i);
     return value;
 }
@@ -243,7 +280,9 @@ template <class Kind> void multiply(const Product &product, int64_t *taken, int 
             continue;
         }
         for (int64_t cut = 0; cut < cuts; cut++) {
-            const int64_t begin = units * cut / cuts, end = units * (cut + 1) / cuts;
+            const int64_t begin = units * cut / cuts / Kind::TOGETHER * Kind::TOGETHER;
+            const int64_t next = units * (cut + 1) / cuts / Kind::TOGETHER * Kind::TOGETHER;
+            const int64_t end = cut + 1 == cuts ? units : next;
             for (int64_t t = 0; t < tiles; t++) {
                 const int64_t row = rows * t / tiles, count = rows * (t + 1) / tiles - row;
                 for (int64_t panel = share.begin; panel < share.end; panel++) {
@@ -263,7 +302,9 @@ void panel_any(const Product &product, int64_t panel, float *sums) {
     switch (product.matrix->kind) {
     case LLM_FLOAT32: return panel_of<Plain<DotFloat32>>(product, panel, sums);
     case LLM_BFLOAT16: return panel_of<Plain<DotBfloat16>>(product, panel, sums);
-    case LLM_INT8: return panel_of<Plain<DotInt8>>(product, panel, sums);
+    case LLM_INT8:
+        return product.matrix->grouped ? panel_of<GroupedRows>(product, panel, sums)
+                                       : panel_of<Plain<DotInt8>>(product, panel, sums);
     default: return panel_of<Grouped>(product, panel, sums);
     }
 }
@@ -272,7 +313,9 @@ void multiply_any(const Product &product, int64_t *taken, int threads, float *sc
     switch (product.matrix->kind) {
     case LLM_FLOAT32: return multiply<Plain<DotFloat32>>(product, taken, threads, scratch);
     case LLM_BFLOAT16: return multiply<Plain<DotBfloat16>>(product, taken, threads, scratch);
-    case LLM_INT8: return multiply<Plain<DotInt8>>(product, taken, threads, scratch);
+    case LLM_INT8:
+        return product.matrix->grouped ? multiply<GroupedRows>(product, taken, threads, scratch)
+                                       : multiply<Plain<DotInt8>>(product, taken, threads, scratch);
     default: return multiply<Grouped>(product, taken, threads, scratch);
     }
 }

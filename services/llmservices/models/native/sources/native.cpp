@@ -101,7 +101,12 @@ int64_t deepest(const LlmEngine *engine) {
 Input cut_input(Cutter &cutter, int64_t rows, int64_t depth) {
     // A stride that is no power of two spreads the rows over the sets of the caches.
     const int64_t stride = rounded(depth * 4, 64) + 64, groups = depth / GROUP;
-    return {cutter.take<char>(rows * stride), stride, cutter.take<float>(rows), cutter.take<int32_t>(rows * groups), groups};
+    const int64_t scales = rounded(depth, ROW_GROUP) / ROW_GROUP;
+    return {
+        cutter.take<char>(rows * stride), stride,
+        cutter.take<float>(rows * scales), scales,
+        cutter.take<int32_t>(rows * groups), groups,
+    };
 }
 
 void cut_decode(LlmEngine *engine, Cutter &cutter) {

@@ -25,8 +25,9 @@ INLINE vf half_to_float(const char *from) {
     return value;
 }
 
-// Symmetric, one scale a row; a row that is not all numbers gets a scale that is none.
-void quantise_row(const float *from, int64_t depth, const LlmMatrix &matrix, const Input &to, int64_t row) {
+// Symmetric, one scale for these numbers, which is none where one of them is none.  Gives minus 8
+// times the sum of each GROUP (`sums`, where there is one) and the sum of all.
+INLINE int32_t quantise_span(const float *from, int64_t depth, float *scale, int32_t *sums, char *to) {
     vu most = vu{}; // magnitudes are ordered as their bits are, with what is not a number above all
     for (int64_t i = 0; i < depth; i += WIDTH) {
         vu bits;
@@ -39,9 +40,7 @@ void quantise_row(const float *from, int64_t depth, const LlmMatrix &matrix, con
     float largest;
     memcpy(&largest, &widest, sizeof largest);
     const float inverse = largest > 0 && largest < 3e38f ? 127.0f / largest : 0.0f;
-    to.scales[row] = largest / 127.0f + largest * 0.0f;
-    int32_t *sums = to.sums + row * to.sums_stride;
-    char *out = to.data + row * to.stride;
+    *scale = largest / 127.0f + largest * 0.0f;
     vi all_sum = vi{};
     for (int64_t group = 0; group < depth / GROUP; group++) {
         vi sum = vi{};
@@ -56,20 +55,35 @@ void quantise_row(const float *from, int64_t depth, const LlmMatrix &matrix, con
             const vb bytes = __builtin_convertvector(bits, vb);
             memcpy(quads + i, &bytes, sizeof bytes);
         }
+        char *const out = to + group * GROUP / 4 * QUAD_BYTES;
         if (QUAD_BYTES == 4) {
-            memcpy(out + group * GROUP, quads, GROUP);
+            memcpy(out, quads, GROUP);
         } else {
             int16_t wide[GROUP];
             for (int i = 0; i < GROUP; i += 4) {
                 wide[i] = quads[i], wide[i + 1] = quads[i + 2];
                 wide[i + 2] = quads[i + 1], wide[i + 3] = quads[i + 3];
             }
-            memcpy(out + group * GROUP * 2, wide, GROUP * 2);
+            memcpy(out, wide, GROUP * 2);
         }
-        if (matrix.kind == LLM_INT4) sums[group] = -8 * total_int(sum);
+        if (sums) sums[group] = -8 * total_int(sum);
         all_sum += sum;
     }
-    if (matrix.kind == LLM_INT8) sums[0] = -BYTE_OFFSET * total_int(all_sum);
+    return total_int(all_sum);
+}
+
+void quantise_row(const float *from, int64_t depth, const LlmMatrix &matrix, const Input &to, int64_t row) {
+    const int64_t span = matrix.grouped ? ROW_GROUP : depth;
+    float *const scales = to.scales + row * to.scales_stride;
+    int32_t *const sums = to.sums + row * to.sums_stride;
+    char *const out = to.data + row * to.stride;
+    for (int64_t begin = 0; begin < depth; begin += span) {
+        const int64_t count = depth - begin < span ? depth - begin : span, at = begin / span;
+        const bool int4 = matrix.kind == LLM_INT4;
+        const int32_t sum = quantise_span(from + begin, count, scales + at, int4 ? sums + begin / GROUP : nullptr,
+                                          out + begin / 4 * QUAD_BYTES);
+        if (!int4) sums[at] = -BYTE_OFFSET * sum;
+    }
 }
 
 INLINE void narrow_row(const float *from, int64_t depth, char *to) {
