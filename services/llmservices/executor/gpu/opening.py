@@ -30,5 +30,7 @@ def _kernels(model: Decoder) -> MakeOperations | str:
         module = importlib.import_module("llmservices.executor.gpu.kernels.operations")
     except ImportError as error:
         return f"no kernels: {error}"
+    refusal: Callable[[Decoder], str | None] = module.refusal
     make: Callable[[Decoder], MakeOperations] = module.Kernels
-    return make(model)
+    reason = refusal(model)
+    return make(model) if reason is None else f"no kernels: {reason}"

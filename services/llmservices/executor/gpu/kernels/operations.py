@@ -1,8 +1,12 @@
 """The operations of a step with kernels of our own; what they do not know is left to torch."""
 
+import subprocess
+
 import torch
+from triton.errors import TritonError
 
 from llmservices.executor.attention import Cache
+from llmservices.executor.gpu.graphs import on
 from llmservices.executor.gpu.kernels import attention, layers
 from llmservices.executor.gpu.operations import Operations
 from llmservices.executor.gpu.rows import Rows
@@ -98,6 +102,19 @@ class KernelOperations:
             softcap=spec.attention_softcap,
             window=spec.windows[index],
         )
+
+
+def refusal(model: Decoder) -> str | None:
+    """Why no kernel runs here; None: one did.  Triton builds what starts its kernels with the
+    machine's own C compiler and Python's headers, of which either may be missing."""
+    try:
+        with on(model.device):
+            layers.gate(torch.zeros((1, 256), dtype=model.dtype, device=model.device), layers.SILU)
+    except subprocess.CalledProcessError:
+        return "the C compiler failed; are Python's headers installed?"
+    except (RuntimeError, OSError, TritonError) as error:
+        return str(error).partition("\n")[0][:200]
+    return None
 
 
 class Kernels:
