@@ -3,12 +3,20 @@
 Source: CUDA graphs, CUDA C++ Programming Guide, section "CUDA Graphs".
 """
 
+import gc
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 Step = Callable[[torch.Tensor], torch.Tensor]
 """From the packed input to the output; both keep their place in memory."""
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Inside, streams, events and our kernels are this device's; else they are the first one's, in
+    each new thread."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def buckets(rows_max: int) -> list[int]:
@@ -46,11 +54,17 @@ class Pool:
 
     def __init__(self) -> None:
         self._first: torch.cuda.CUDAGraph | None = None
+        # One for all: the matrix products' library keeps memory for every stream that it ever saw.
+        self._beside: torch.cuda.Stream | None = None
 
     def record(self, step: Step, packed: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         """Run twice on a stream beside, for what kernels do when they are first used, and
         record."""
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own
+        if self._beside is None:
+            # A graph that is forgotten must not be found, and destroyed, while one is recorded.
+            gc.collect()
+            self._beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own
+        beside = self._beside
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
             for _ in range(2):

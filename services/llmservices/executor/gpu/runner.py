@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from llmservices.executor.gpu.forward import forward
-from llmservices.executor.gpu.graphs import Graph, Pool, buckets
+from llmservices.executor.gpu.graphs import Graph, Pool, buckets, on
 from llmservices.executor.gpu.operations import MakeOperations
 from llmservices.executor.gpu.rows import Rows, Slots, put
 from llmservices.executor.gpu.sampling import DeviceSampler, Drawn
@@ -58,9 +58,10 @@ class GpuRunner:
             (residents_max, model.vocab_tokens), dtype=model.dtype, device=model.device
         )
         if model.device.type == "cuda" and operations.tile_rows is not None:
-            # The largest first: the others fit into its memory.
-            for bucket in reversed(self._buckets):
-                self._graph(bucket, each)
+            with on(model.device):
+                # The largest first: the others fit into its memory.
+                for bucket in reversed(self._buckets):
+                    self._graph(bucket, each)
 
     @property
     def cache_bytes(self) -> int:
@@ -81,16 +82,22 @@ class GpuRunner:
     ) -> Drawn:
         """Sample the picked rows without waiting for them; `UNKNOWN` may stand for their tokens
         in the next step of these residencies."""
-        if len(picked) < len(logits_WV):
-            at = put(np.asarray(picked, dtype=np.int64), logits_WV.device)
-            logits_WV = logits_WV.index_select(0, at)
-        drawn = self._sampler.draw(logits_WV, asks)
-        slots = put(np.asarray(self._slots.slots(residencies), dtype=np.int64), logits_WV.device)
-        self._slots.newest.index_copy_(0, slots, drawn.tokens_W.to(torch.int32))
-        return drawn
+        device = self._model.device
+        with on(device):
+            if len(picked) < len(logits_WV):
+                at = put(np.asarray(picked, dtype=np.int64), device)
+                logits_WV = logits_WV.index_select(0, at)
+            drawn = self._sampler.draw(logits_WV, asks)
+            slots = put(np.asarray(self._slots.slots(residencies), dtype=np.int64), device)
+            self._slots.newest.index_copy_(0, slots, drawn.tokens_W.to(torch.int32))
+            return drawn
 
     def compute(self, works: Sequence[Work]) -> torch.Tensor | None:
         """As `Runner.compute`; the logits are good until the next call."""
+        with on(self._model.device):
+            return self._compute(works)
+
+    def _compute(self, works: Sequence[Work]) -> torch.Tensor | None:
         firsts = [
             self._slots.first(work.residency, work.blocks, self._blocks(work)) for work in works
         ]
