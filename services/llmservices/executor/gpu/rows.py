@@ -35,14 +35,16 @@ class Rows(NamedTuple):
 class Slots:
     """Which row of the device's block table belongs to which residency.
 
-    Invariant: a slot's first `known` entries are the residency's blocks (which only grow while it
-    is resident); one further slot is nobody's, and all its blocks are the cache's spare one.
+    Invariant: after `send`, the first `known` entries of a residency's slot are its blocks (which
+    only grow while it is resident), and the others are the cache's spare one; one further slot is
+    nobody's, and all its blocks are the spare one.
     """
 
     def __init__(
         self, residents: int, blocks_each: int, *, spare: int, device: torch.device
     ) -> None:
         self.blocks_each = blocks_each
+        self._spare = spare
         self.tables = torch.full(
             ((residents + 1) * blocks_each,), spare, dtype=torch.int32, device=device
         )
@@ -52,6 +54,8 @@ class Slots:
         self._free = list(range(residents - 1, -1, -1))
         self._slots: dict[int, int] = {}
         self._known: dict[int, int] = {}
+        self._filled = [0] * residents
+        """Entries of each slot that are not the spare block."""
         self._where: list[int] = []
         self._what: list[int] = []
 
@@ -65,7 +69,11 @@ class Slots:
         if known < used:
             self._where.extend(range(first + known, first + used))
             self._what.extend(blocks[known:used])
-            self._known[residency] = used
+            # What the one before it left there may by now be anybody's, poison included.
+            left = range(first + used, first + self._filled[slot])
+            self._where.extend(left)
+            self._what.extend(self._spare for _ in left)
+            self._known[residency] = self._filled[slot] = used
         return first
 
     def slots(self, residencies: Sequence[int]) -> list[int]:

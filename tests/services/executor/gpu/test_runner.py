@@ -87,6 +87,20 @@ def test_a_slot_serves_the_next_residency() -> None:
         runner.forget(thread)
 
 
+def test_what_the_one_before_left_in_a_slot_is_not_read() -> None:
+    model = make("llama")
+    runner = runner_of(model, residents_max=1)
+    logits(runner, [[work(0, 0, 33)]])
+    runner.forget(0)
+    for layer in runner._cache.layers:
+        layer[list(work(0, 0, 1).blocks)] = float("nan")
+    # Three blocks, where the plain way looks at four.
+    steps = [[work(1, 0, 9)], [work(1, 9, 1)]]
+    torch.testing.assert_close(
+        logits(runner, steps), logits(plain_of(model), steps), rtol=1e-4, atol=1e-4
+    )
+
+
 def test_buckets_end_at_the_most_and_waste_little() -> None:
     for most in (1, 3, 8, 9, 64, 100, 256, 300):
         sizes = buckets(most)
