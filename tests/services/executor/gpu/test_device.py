@@ -32,6 +32,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 BLOCKS = 8 * ROOM
+ROOT = Path(__file__).parents[4]
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
 
 
@@ -69,6 +70,7 @@ def test_tokens_are_those_of_the_cpu(family: str, temperature: float) -> None:
     assert tokens(make(family), temperature) == tokens(make(family, device="cuda"), temperature)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")  # torch's, of itself
 def test_a_pass_that_waits_for_nothing() -> None:
     """A step whose tokens stay on the device never waits for it."""
     model = make("llama", device="cuda")
@@ -88,7 +90,8 @@ def test_kernels_compiled_for_this_device() -> None:
     program = Path(__file__).with_name("kernel_check.py")
     done = subprocess.run(
         [sys.executable, str(program), "cuda", "all"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])},
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=550,
