@@ -16,7 +16,7 @@ from triton.compiler import ASTSource
 from tests.services.executor.gpu.decoders import BLOCK_TOKENS, ROOM, STEPS, make
 
 TARGET = GPUTarget("cuda", 90, 32)
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 TYPES = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",

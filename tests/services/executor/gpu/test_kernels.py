@@ -18,7 +18,7 @@ def check(program: str, *arguments: str, seconds: int, **environment: str) -> st
     """What the program printed; it must end well."""
     paths = [ROOT, *(ROOT / name for name in ("proto", "libllm", "kernel", "services"))]
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name(program)), *arguments],
+        [sys.executable, "-W", "error", str(Path(__file__).with_name(program)), *arguments],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))} | environment,
         cwd=ROOT,
         capture_output=True,

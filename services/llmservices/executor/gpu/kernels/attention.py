@@ -204,6 +204,7 @@ def attention(
         PRECISION="ieee",
         num_warps=4 if tiles is None else 8,
         num_stages=2,
+        enable_fp_fusion=True,
     )
     if parts > 1:
         _join[(rows * heads * queries,)](
@@ -215,4 +216,5 @@ def attention(
             D=max(16, triton.next_power_of_2(dims)),
             S=parts,
             num_warps=2,
+            enable_fp_fusion=True,
         )

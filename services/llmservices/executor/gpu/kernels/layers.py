@@ -146,6 +146,7 @@ def add_norm(
         WIDE=wide,
         C=triton.next_power_of_2(columns),
         num_warps=8 if columns > 2048 else 4,
+        enable_fp_fusion=True,
     )
     return out
 
@@ -189,6 +190,7 @@ def store(
         BLOCK=block,
         D=triton.next_power_of_2(dims),
         num_warps=1,
+        enable_fp_fusion=True,
     )
     return q
 
@@ -199,6 +201,12 @@ def gate(inner: torch.Tensor, activation: int) -> torch.Tensor:
     out = torch.empty((rows, columns), dtype=inner.dtype, device=inner.device)
     size = min(1024, triton.next_power_of_2(columns))
     _gate[(rows, triton.cdiv(columns, size))](
-        inner, out, columns, ACTIVATION=activation, C=size, num_warps=4
+        inner,
+        out,
+        columns,
+        ACTIVATION=activation,
+        C=size,
+        num_warps=4,
+        enable_fp_fusion=True,
     )
     return out
