@@ -4,6 +4,7 @@ Source: CUDA graphs, CUDA C++ Programming Guide, section "CUDA Graphs".
 """
 
 import gc
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -17,6 +18,32 @@ def on(device: torch.device) -> AbstractContextManager[object]:
     """Inside, streams, events and our kernels are this device's; else they are the first one's, in
     each new thread."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+class Pace:
+    """Keeps the host no more than one step ahead of the device.
+
+    Nobody waits for a step that gives no token.  Without this all chunks of a long prompt would be
+    started at once, as if they cost nothing, and the one step that is waited for after them would
+    look as if it hung.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._ends: deque[torch.cuda.Event] = deque()
+
+    def wait(self) -> None:
+        """Before a step is started.  After a decode whose tokens came there is nothing to wait
+        for."""
+        while len(self._ends) > 1:
+            self._ends.popleft().synchronize()
+
+    def started(self) -> None:
+        """After it was."""
+        if self._device.type == "cuda":
+            end = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch's own
+            end.record()
+            self._ends.append(end)
 
 
 def buckets(rows_max: int) -> list[int]:

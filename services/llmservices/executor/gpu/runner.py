@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from llmservices.executor.gpu.forward import forward
-from llmservices.executor.gpu.graphs import Graph, Pool, buckets, on
+from llmservices.executor.gpu.graphs import Graph, Pace, Pool, buckets, on
 from llmservices.executor.gpu.operations import MakeOperations
 from llmservices.executor.gpu.rows import Rows, Slots, put
 from llmservices.executor.gpu.sampling import DeviceSampler, Drawn
@@ -53,6 +53,7 @@ class GpuRunner:
         self._sampler = DeviceSampler(model.vocab_tokens, model.device)
         self._buckets = buckets(residents_max)
         self._pool = Pool()
+        self._pace = Pace(model.device)
         self._graphs: dict[tuple[int, int], Graph] = {}
         self._logits = torch.empty(
             (residents_max, model.vocab_tokens), dtype=model.dtype, device=model.device
@@ -95,7 +96,10 @@ class GpuRunner:
     def compute(self, works: Sequence[Work]) -> torch.Tensor | None:
         """As `Runner.compute`; the logits are good until the next call."""
         with on(self._model.device):
-            return self._compute(works)
+            self._pace.wait()
+            logits_WV = self._compute(works)
+            self._pace.started()
+            return logits_WV
 
     def _compute(self, works: Sequence[Work]) -> torch.Tensor | None:
         firsts = [

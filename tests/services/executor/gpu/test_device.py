@@ -24,6 +24,7 @@ from tests.services.executor.gpu.decoders import (
     VOCAB,
     logits,
     make,
+    work,
 )
 
 pytestmark = [
@@ -83,6 +84,15 @@ def test_a_pass_that_waits_for_nothing() -> None:
         engine.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_host_is_one_step_ahead_at_most() -> None:
+    """Chunks that give no token are waited for, too."""
+    runner = runner_of(make("llama", device="cuda"), kernels=True)
+    with torch.inference_mode():
+        for start in range(0, 60, 10):
+            runner.compute([work(0, start, 10, "none")])
+            assert len(runner._pace._ends) <= 2
 
 
 def test_kernels_compiled_for_this_device() -> None:
