@@ -26,13 +26,13 @@ struct DecodeStep {
     LlmEngine &engine;
     const LlmModel &model;
     const LlmPlan &plan;
-    const int thread, threads;
+    const int threads;
     Scratch &scratch;
     const int64_t rows, x_stride, mixed_stride;
     Phase *phase; // the next one
 
     DecodeStep(LlmEngine &e, int t)
-        : engine(e), model(e.model), plan(*e.plan), thread(t), threads(pool_threads(e.pool)), scratch(e.scratch[t]),
+        : engine(e), model(e.model), plan(*e.plan), threads(pool_threads(e.pool)), scratch(e.scratch[t]),
           rows(e.plan->rows), x_stride(rounded(e.model.hidden, GROUP)),
           mixed_stride(rounded(e.model.heads * e.model.head_dim, GROUP)), phase(e.phases) {}
 
