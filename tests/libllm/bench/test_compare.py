@@ -141,14 +141,15 @@ async def test_a_real_comparison_skips_who_is_not_there(
     said = parser().parse_args(
         [str(EMBEDDED), "--transformers", "--dtype", "float32", "--vllm", str(tmp_path / "python")]
     )
-    cases = cases_of("2x16+8,1x32+1")
+    cases = cases_of("2x16+8,decode-1")
     found = await compare(peers_of(said), cases, 2, EMBEDDED, every=False)
     assert set(found.versions) == {"llmos", "transformers"}
     assert "skipped: vllm" in capsys.readouterr().err
-    assert set(found.tokens_per_s) == {"2x16+8", "1x32+1"}
+    assert set(found.tokens_per_s) == {"2x16+8", "decode-1"}
     for by_peer in found.tokens_per_s.values():
         assert set(by_peer) == {"llmos", "transformers"}
         assert all(len(rates) == 2 and min(rates) > 0 for rates in by_peer.values())
     assert len(found.read_bytes_per_s) == 2
+    assert 0 < found.kv_bytes < 1 << 28
     assert found.first_token_s["llmos"] > 0
     assert found.resident_bytes["llmos"] > found.weight_bytes

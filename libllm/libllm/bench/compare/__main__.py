@@ -132,6 +132,7 @@ async def compare(
                 await peer.warm(case)
         most = max(cases, key=lambda case: case.streams)
         resident: dict[str, int] = {}
+        computed: dict[str, int] = {}
         reads: list[float] = []
         for salt in range(rounds):
             for case in cases:
@@ -147,8 +148,9 @@ async def compare(
                         del rates[case.name][peer.name]
                         continue
                     rates[case.name][peer.name].append(rate)
-                    if case is most and isinstance(peer, Ours):
+                    if case is most and isinstance(peer, Ours) and peer.name not in resident:
                         resident[peer.name] = await peer.resident_bytes()
+                        computed[peer.name] = peer.tokens
         ours = [peer for peer in present if isinstance(peer, Ours)]
         return Compared(
             bits={peer.name: peer.bits for peer in present},
@@ -159,7 +161,7 @@ async def compare(
             read_bytes_per_s=reads,
             first_token_s={peer.name: peer.first_token_s for peer in ours},
             resident_bytes=resident,
-            kv_bytes=most.streams * (most.prompt + most.output) * kv_token_bytes(folder),
+            kv_bytes=computed.get(goals.GAUGED_PEER, 0) * kv_token_bytes(folder),
         )
 
 

@@ -63,6 +63,8 @@ class Ours:
         self.bits = BITS.get(weights, own_bits)
         self.first_token_s = 0.0
         """From a request for the model that is not loaded to its first token."""
+        self.tokens = 0
+        """Of prompts and answers, so far."""
         self._folder = folder
         self._config = config_of(config, weights)
         self._stack = AsyncExitStack()
@@ -104,6 +106,7 @@ class Ours:
             *(generate(self._client, prompt, output, NAME) for prompt in prompts)
         )
         assert all(tokens == output for _, tokens in done)
+        self.tokens += case.streams * (case.prompt + output)
         return loop.time() - began
 
     async def stop(self) -> None:

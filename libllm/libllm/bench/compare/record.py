@@ -25,9 +25,10 @@ class Compared(msgspec.Struct, frozen=True, tag="compare"):
     first_token_s: dict[str, float] = {}
     """Of ours: from a request for a model that is not loaded to its first token."""
     resident_bytes: dict[str, int] = {}
-    """Of our executors, after the case of the most streams."""
+    """Of our executors, after the case of the most streams, in the first round."""
     kv_bytes: int = 0
-    """What the tokens of that case take."""
+    """What all tokens that `llmos` had computed by then take: no prompt comes twice, and a cache
+    remembers them until somebody needs the room."""
 
 
 class Loaded(msgspec.Struct, frozen=True):
