@@ -1,5 +1,6 @@
 """Comparisons: rates and ratios by hand, and a real run beside `transformers`."""
 
+import asyncio
 import json
 import sys
 import tomllib
@@ -132,6 +133,30 @@ async def test_what_an_engine_prints_is_no_answer(
     finally:
         await peer.stop()
     assert "INFO loading" in capsys.readouterr().err
+
+
+async def test_an_engine_stands_still_while_others_are_measured(tmp_path: Path) -> None:
+    script = tmp_path / "engine"
+    script.write_text(
+        f"#!{sys.executable}\n"
+        "import os, threading\n"
+        "from libllm.bench.compare.drivers.lines import serve\n"
+        "def spin():\n"
+        "    while True: pass\n"
+        "threading.Thread(target=spin, daemon=True).start()\n"
+        "serve('fake', str(os.getpid()), lambda prompts, output: None, vocabulary=99)\n"
+    )
+    script.chmod(0o755)
+    peer = Driven("fake", script, [], {}, bits=16)
+    try:
+        stat = Path(f"/proc/{await peer.start()}/stat")
+        for _ in range(2):
+            async with asyncio.timeout(5):
+                while stat.read_text().rpartition(")")[2].split()[0] != "T":
+                    await asyncio.sleep(0.01)
+            assert await peer.rate(Case("d", 2, 4, 3), 1) > 0
+    finally:
+        await peer.stop()
 
 
 @pytest.mark.long
