@@ -29,6 +29,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Threads held at once; ended ones count until they are dropped."""
     step_tokens: int = 512
     """Rows of one step; a longer prefill goes in chunks."""
+    mixed_step_ms: int | None = None
+    """How long a step should take that computes prompts beside answers under way; absent: as long
+    as its rows take."""
     exact: bool = False
     """Same bits for a thread whatever runs beside it (see `attention.py`)."""
     threads: int | None = None
@@ -43,6 +46,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             ("block_tokens", self.block_tokens),
             ("residents_max", self.residents_max),
             ("step_tokens", self.step_tokens),
+            ("mixed_step_ms", 1 if self.mixed_step_ms is None else self.mixed_step_ms),
         ):
             if value < 1:
                 raise invalid(f"engine: {name} is {value}; at least 1")
@@ -145,7 +149,7 @@ class Stepping(Protocol):
 
     def runnable(self) -> bool: ...
 
-    def step(self) -> StepResult: ...
+    def step(self, beside_tokens: int | None = None) -> StepResult: ...
 
 
 class Counters(msgspec.Struct):

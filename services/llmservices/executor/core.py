@@ -192,10 +192,11 @@ class Engine:
     # --- the step ---------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def step(self) -> StepResult:
-        """Plan and compute one step.  Without anything to do: an empty result."""
+    def step(self, beside_tokens: int | None = None) -> StepResult:
+        """Plan and compute one step, with no more than `beside_tokens` of prompts beside decodes.
+        Without anything to do: an empty result."""
         self._share()
-        planned = self._plan()
+        planned = self._plan(beside_tokens)
         self._waiting = planned.waiting
         before, self._flight = self._flight, None
         self._stuck = not planned.chunks and not planned.give_back and before is None
@@ -237,12 +238,13 @@ class Engine:
                 self.counters.cached_tokens += resident.computed
             budget -= resident.known - resident.computed
 
-    def _plan(self) -> Plan:
+    def _plan(self, beside_tokens: int | None) -> Plan:
         return plan(
             [self._candidate(resident) for resident in self._residents.values()],
             blocks_free=self._table.available,
             block_tokens=self._config.block_tokens,
             step_tokens=self._config.step_tokens,
+            beside_tokens=beside_tokens,
         )
 
     def _candidate(self, resident: Resident) -> Candidate:

@@ -1,7 +1,7 @@
-"""What a step will cost, fitted to the steps that were: base + slope x rows.
+"""What a step will cost, by the steps that were.
 
 From it follows how long a step may take before it counts as hung, which is announced where it is
-longer than the kernel's own patience.
+longer than the kernel's own patience, and how much of a prompt fits beside answers under way.
 """
 
 from typing import Final
@@ -14,12 +14,14 @@ SAFETY: Final = 4.0
 """A step may take so many times what is predicted: contexts differ, and cores are shared."""
 UNKNOWN_MS: Final = 60_000
 """Budget of a step whose like was never measured."""
+PACE_WEIGHT: Final = 0.1
+"""Of the newest step in a mean."""
 EXTRAPOLATION: Final = 16
 """Up to so many times the largest step that was measured, the line is believed."""
 
 
 class StepCosts:
-    """A line through (rows, seconds), least squares with forgetting.
+    """base + slope x rows: a line through (rows, seconds), least squares with forgetting.
 
     Invariant: base and slope are never negative, so that more rows never cost less.
     """
@@ -63,6 +65,36 @@ class StepCosts:
         base, slope = self.line
         predicted_ms = 1000 * SAFETY * (base + slope * rows)
         return min(limits.WORKING_MS_MAX, round(predicted_ms))
+
+
+class Pace:
+    """What a step without prompts takes, and what each row of a prompt adds to one.
+
+    Running means, each over steps of its own kind: neither is forgotten while the other kind comes.
+    """
+
+    def __init__(self) -> None:
+        self._decode_s = 0.0
+        self._row_s = 0.0
+
+    def add(self, prompt_rows: int, seconds: float) -> None:
+        """One step was measured."""
+        if prompt_rows:
+            row_s = max(0.0, seconds - self._decode_s) / prompt_rows
+            self._row_s = _mean(self._row_s, row_s)
+        else:
+            self._decode_s = _mean(self._decode_s, seconds)
+
+    def rows_within(self, seconds: float) -> int | None:
+        """Rows of prompts that fit into a step of so long a time, or of twice a step's without
+        them; None before both are known."""
+        if not self._decode_s or not self._row_s:
+            return None
+        return int(max(seconds - self._decode_s, self._decode_s) / self._row_s)
+
+
+def _mean(old: float, new: float) -> float:
+    return old + PACE_WEIGHT * (new - old) if old else new
 
 
 def announced_ms(costs: StepCosts, rows: int) -> int | None:

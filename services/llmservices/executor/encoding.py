@@ -246,8 +246,9 @@ class EncoderEngine:
 
     # --- the step ---------------------------------------------------------------------------------
 
-    def step(self) -> StepResult:
-        """Compute one step.  Without anything to do: an empty result."""
+    def step(self, beside_tokens: int | None = None) -> StepResult:
+        """Compute one step.  Without anything to do: an empty result.  No input goes on for many
+        steps: there is nothing that others would be computed beside."""
         calls = [self._waiting(r) for r in self._residents.values() if not r.complete]
         chosen = choose(calls, step_tokens=self._config.step_tokens)
         names = dict.fromkeys(one.residency for one in chosen)

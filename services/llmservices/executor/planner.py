@@ -56,9 +56,15 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 def plan(
-    candidates: Iterable[Candidate], *, blocks_free: int, block_tokens: int, step_tokens: int
+    candidates: Iterable[Candidate],
+    *,
+    blocks_free: int,
+    block_tokens: int,
+    step_tokens: int,
+    beside_tokens: int | None = None,
 ) -> Plan:
-    """Decodes, then chunks of prefills while `step_tokens` rows last; blocks go by rank.
+    """Decodes, then chunks of prefills while `step_tokens` rows last, or `beside_tokens` beside
+    decodes; blocks go by rank.
 
     A thread that lacks blocks takes them from the last in rank (the youngest of the lowest
     class), never from one before it, so the first in rank always moves on and nothing can
@@ -68,7 +74,10 @@ def plan(
     ranked = sorted(candidates, key=lambda candidate: candidate.rank)
     ready = [c for c in ranked if c.allowed and c.known > c.computed]
     decodes = sum(c.known - c.computed == 1 for c in ready)
-    rows = max(step_tokens - decodes, block_tokens)
+    rows = step_tokens - decodes
+    if decodes and beside_tokens is not None:
+        rows = min(rows, beside_tokens)
+    rows = max(rows, block_tokens)
     victims = [c for c in ranked if c.blocks]
     free = blocks_free
     given: list[int] = []

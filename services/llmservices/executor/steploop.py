@@ -24,7 +24,7 @@ from llmservices.executor.contract import (
     Stepping,
     StepResult,
 )
-from llmservices.executor.costs import StepCosts, announced_ms
+from llmservices.executor.costs import Pace, StepCosts, announced_ms
 
 RESEND_S: Final = limits.RUN_RESEND_MS / 1000
 
@@ -110,6 +110,7 @@ class StepLoop:
         self._prefilling: dict[int, int] = {}
         """Residency -> ids that were to be computed when it came; until its first proposal."""
         self._costs = costs
+        self._pace = Pace()
         self._announced_s = 0.0
         """Until when the kernel was told to be patient."""
         self._thread = threading.Thread(target=self._run, name="steps", daemon=True)
@@ -206,15 +207,17 @@ class StepLoop:
             self._say(StepResult(rows, [], [], engine.blocks_free, vectors))
 
     def _step(self) -> None:
-        before = self._engine.counters.rows
+        counters = self._engine.counters
+        before, prompts_before = counters.rows, counters.prefill_tokens
         self._announce()
         began_s = time.monotonic()
-        result = self._engine.step()
+        result = self._engine.step(self._beside_tokens())
         self._note.clear()
         step_s = time.monotonic() - began_s
-        rows = self._engine.counters.rows - before
+        rows = counters.rows - before
         if rows:
             self._costs.add(rows, step_s)
+            self._pace.add(counters.prefill_tokens - prompts_before, step_s)
         for row in result.rows:
             self._proposed[row.residency] = row.position
             self._prefilling.pop(row.residency, None)
@@ -230,6 +233,11 @@ class StepLoop:
         # The tokens of a step may come with the next one, which need not compute anything.
         if rows or result.rows or result.gave_back or result.failed:
             self._say(result, step_s)
+
+    def _beside_tokens(self) -> int | None:
+        """How much of prompts goes beside decodes."""
+        wanted_ms = self._engine.config.mixed_step_ms
+        return None if wanted_ms is None else self._pace.rows_within(wanted_ms / 1000)
 
     def _announce(self) -> None:
         """Ask for patience where the step may take long."""

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llmproto import limits
-from llmservices.executor.costs import SAFETY, UNKNOWN_MS, StepCosts, announced_ms
+from llmservices.executor.costs import SAFETY, UNKNOWN_MS, Pace, StepCosts, announced_ms
 
 
 def fitted(*steps: tuple[int, float]) -> StepCosts:
@@ -52,3 +52,21 @@ def test_more_rows_never_cost_less(steps: list[tuple[int, float]]) -> None:
     known = [budget for budget in budgets if budget != UNKNOWN_MS]
     assert known == sorted(known)
     assert all(0 <= budget <= limits.WORKING_MS_MAX for budget in budgets)
+
+
+def test_what_of_a_prompt_fits_beside_answers() -> None:
+    pace = Pace()
+    assert pace.rows_within(0.1) is None
+    pace.add(0, 0.020)
+    assert pace.rows_within(0.1) is None
+    pace.add(400, 0.420)
+    assert pace.rows_within(0.1) == 80
+    assert pace.rows_within(0.001) == 20  # as much again as a step without it
+
+
+def test_the_price_of_a_row_is_remembered_while_no_prompt_comes() -> None:
+    pace = Pace()
+    pace.add(100, 0.110)
+    for _ in range(500):
+        pace.add(0, 0.010)
+    assert pace.rows_within(0.120) == pytest.approx(100, rel=0.01)

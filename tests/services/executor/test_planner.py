@@ -29,14 +29,22 @@ def thread(
     )
 
 
-def planned(*threads: Candidate, free: int = 100, rows: int = 8) -> Plan:
-    return plan(threads, blocks_free=free, block_tokens=4, step_tokens=rows)
+def planned(*threads: Candidate, free: int = 100, rows: int = 8, beside: int | None = None) -> Plan:
+    return plan(threads, blocks_free=free, block_tokens=4, step_tokens=rows, beside_tokens=beside)
 
 
 def test_decodes_come_first_and_leave_the_rest_of_the_rows_to_prefills() -> None:
     assert planned(thread(1, 20), thread(2, 5, computed=4, blocks=1)) == Plan(
         [Chunk(2, 4, 1), Chunk(1, 0, 7)], []
     )
+
+
+def test_less_of_a_prompt_goes_beside_decodes() -> None:
+    decode = thread(2, 5, computed=4, blocks=1)
+    assert planned(thread(1, 60), decode, rows=40, beside=10).chunks[-1] == Chunk(1, 0, 10)
+    assert planned(thread(1, 60), decode, rows=40, beside=50).chunks[-1] == Chunk(1, 0, 39)
+    assert planned(thread(1, 60), decode, rows=40, beside=0).chunks[-1] == Chunk(1, 0, 4)
+    assert planned(thread(1, 60), rows=40, beside=10).chunks == [Chunk(1, 0, 40)]
 
 
 def test_a_prefill_moves_on_however_many_decodes_there_are() -> None:

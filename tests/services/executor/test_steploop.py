@@ -8,7 +8,7 @@ from llmproto.errors import ErrorKind
 from llmproto.generation import Sampling
 from llmservices.executor.contract import Admission, EngineConfig
 from llmservices.executor.core import Engine
-from llmservices.executor.costs import StepCosts
+from llmservices.executor.costs import Pace, StepCosts
 from llmservices.executor.steploop import Add, Drop, Mark, Report, Resend, StepLoop
 from llmservices.models.decoder import Decoder
 
@@ -16,11 +16,25 @@ from llmservices.models.decoder import Decoder
 class Table:
     """A step loop whose thread is the test."""
 
-    def __init__(self, model: Decoder, tmp_path: Path, costs: StepCosts | None = None) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        tmp_path: Path,
+        costs: StepCosts | None = None,
+        *,
+        mixed_step_ms: int | None = None,
+    ) -> None:
         note = CrashNote(tmp_path / "note")
         self.engine = Engine(
             model,
-            EngineConfig(blocks=20, residents_max=2, step_tokens=16, exact=True),
+            EngineConfig(
+                blocks=80,
+                block_tokens=4,
+                residents_max=2,
+                step_tokens=16,
+                mixed_step_ms=mixed_step_ms,
+                exact=True,
+            ),
             on_plan=note.write,
         )
         self.reports: list[Report] = []
@@ -143,3 +157,18 @@ def test_only_steps_that_may_take_long_are_announced(tiny: Decoder, tmp_path: Pa
     quick.add(1, prompt=60)
     quick.turn()
     assert quick.working == []
+
+
+def test_a_long_prompt_holds_up_answers_no_longer_than_wished(
+    tiny: Decoder, tmp_path: Path
+) -> None:
+    table = Table(tiny, tmp_path, mixed_step_ms=20)
+    table.add(1, output=30)
+    table.turn()
+    table.loop._pace = Pace()
+    table.loop._pace.add(0, 0.002)
+    table.loop._pace.add(10, 0.022)  # 2 ms a row
+    table.add(2, prompt=40)
+    before = table.engine.counters.rows
+    table.turn()
+    assert table.engine.counters.rows - before == 1 + 9
