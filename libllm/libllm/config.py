@@ -187,7 +187,7 @@ class ExecutorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step_tokens: Count | None = None
     """Tokens in one forward pass: bounds how long a prompt holds up its neighbours."""
     mixed_step_ms: Count | None = None
-    """How long a forward pass should take that computes prompts beside answers under way (100),
+    """How long a forward pass should take that computes prompts beside answers under way (75),
     but at least twice as long as one of those answers alone: longer prompts go in more parts."""
     idle_ms: Annotated[int, Meta(ge=0, le=(1 << 53) - 1)] | None = None
     """A model without threads for so long is unloaded."""
