@@ -29,7 +29,7 @@ STEP_TOKENS_DEFAULT = 512
 STEP_TOKENS_GPU_DEFAULT = 2048
 """A GPU's products are no longer bound by reading the weights, and few steps are cut in two."""
 MIXED_STEP_MS_DEFAULT = 75
-"""Three quarters of what MLPerf's Llama-3.1-8B server scenario allows for a token after the first."""
+"""Three quarters of what MLPerf's Llama-3.1-8B server scenario allows for a further token."""
 KV_SHARE_GPU_DEFAULT = 0.8
 """Of the memory that is free beside the weights; graphs and activations take from the rest."""
 BLOCK_TOKENS = 16
