@@ -10,7 +10,7 @@ import msgspec
 from libllm.client import AsyncClient
 
 STREAMS = 16
-TOKENS = 160
+TOKENS = 480
 RESUMABLE = {"llmos-resumable": "true"}
 
 

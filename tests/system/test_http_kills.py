@@ -62,6 +62,8 @@ async def test_resumed_over_a_gateway_kill(gated: System, other: str | None) -> 
         wanted = await through_openai(url, model)
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
+            await gated.until_settled(client)  # all of these are acknowledged
+            before = (await find(client, "gateway")).incarnation
             readers = [Resuming() for _ in bodies()]
             disturbed = asyncio.gather(
                 *(
@@ -72,7 +74,6 @@ async def test_resumed_over_a_gateway_kill(gated: System, other: str | None) -> 
             while not all(reader.last for reader in readers):
                 assert not disturbed.done()
                 await asyncio.sleep(0.01)
-            before = (await find(client, "gateway")).incarnation
             await strike(client, "gateway")
             if other is not None:
                 await strike(client, other)
