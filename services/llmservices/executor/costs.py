@@ -67,7 +67,7 @@ class StepCosts:
         return min(limits.WORKING_MS_MAX, round(predicted_ms))
 
 
-class Pace:
+class PromptCosts:
     """What a step without prompts takes, and what each row of a prompt adds to one.
 
     Running means, each over steps of its own kind: neither is forgotten while the other kind comes.

@@ -24,7 +24,7 @@ from llmservices.executor.contract import (
     Stepping,
     StepResult,
 )
-from llmservices.executor.costs import Pace, StepCosts, announced_ms
+from llmservices.executor.costs import PromptCosts, StepCosts, announced_ms
 
 RESEND_S: Final = limits.RUN_RESEND_MS / 1000
 
@@ -110,7 +110,7 @@ class StepLoop:
         self._prefilling: dict[int, int] = {}
         """Residency -> ids that were to be computed when it came; until its first proposal."""
         self._costs = costs
-        self._pace = Pace()
+        self._pace = PromptCosts()
         self._announced_s = 0.0
         """Until when the kernel was told to be patient."""
         self._thread = threading.Thread(target=self._run, name="steps", daemon=True)

@@ -115,18 +115,23 @@ def test_no_prompts_of_two_measurements_are_alike() -> None:
     assert len(set(seeds)) == len(seeds)
 
 
+def fake_engine(folder: Path, *lines: str) -> Driven:
+    """A program of these lines, which know `serve`, in the place of an interpreter."""
+    script = folder / "engine"
+    first = (f"#!{sys.executable}", "from libllm.bench.compare.drivers.lines import serve")
+    script.write_text("".join(f"{line}\n" for line in (*first, *lines)))
+    script.chmod(0o755)
+    return Driven("fake", script, [], {}, bits=16)
+
+
 async def test_what_an_engine_prints_is_no_answer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = tmp_path / "engine"
-    script.write_text(
-        f"#!{sys.executable}\n"
-        "from libllm.bench.compare.drivers.lines import serve\n"
-        "print('INFO loading', flush=True)\n"
-        "serve('fake', '7', lambda prompts, output: print('INFO step'), vocabulary=99)\n"
+    peer = fake_engine(
+        tmp_path,
+        "print('INFO loading', flush=True)",
+        "serve('fake', '7', lambda prompts, output: print('INFO step'), vocabulary=99)",
     )
-    script.chmod(0o755)
-    peer = Driven("fake", script, [], {}, bits=16)
     try:
         assert await peer.start() == "7"
         assert await peer.rate(Case("d", 2, 4, 3), 1) > 0
@@ -136,18 +141,14 @@ async def test_what_an_engine_prints_is_no_answer(
 
 
 async def test_an_engine_stands_still_while_others_are_measured(tmp_path: Path) -> None:
-    script = tmp_path / "engine"
-    script.write_text(
-        f"#!{sys.executable}\n"
-        "import os, threading\n"
-        "from libllm.bench.compare.drivers.lines import serve\n"
-        "def spin():\n"
-        "    while True: pass\n"
-        "threading.Thread(target=spin, daemon=True).start()\n"
-        "serve('fake', str(os.getpid()), lambda prompts, output: None, vocabulary=99)\n"
+    peer = fake_engine(
+        tmp_path,
+        "import os, threading",
+        "def spin():",
+        "    while True: pass",
+        "threading.Thread(target=spin, daemon=True).start()",
+        "serve('fake', str(os.getpid()), lambda prompts, output: None, vocabulary=99)",
     )
-    script.chmod(0o755)
-    peer = Driven("fake", script, [], {}, bits=16)
     try:
         stat = Path(f"/proc/{await peer.start()}/stat")
         for _ in range(2):

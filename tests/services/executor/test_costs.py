@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llmproto import limits
-from llmservices.executor.costs import SAFETY, UNKNOWN_MS, Pace, StepCosts, announced_ms
+from llmservices.executor.costs import SAFETY, UNKNOWN_MS, PromptCosts, StepCosts, announced_ms
 
 
 def fitted(*steps: tuple[int, float]) -> StepCosts:
@@ -55,7 +55,7 @@ def test_more_rows_never_cost_less(steps: list[tuple[int, float]]) -> None:
 
 
 def test_what_of_a_prompt_fits_beside_answers() -> None:
-    pace = Pace()
+    pace = PromptCosts()
     assert pace.rows_within(0.1) is None
     pace.add(0, 0.020)
     assert pace.rows_within(0.1) is None
@@ -65,7 +65,7 @@ def test_what_of_a_prompt_fits_beside_answers() -> None:
 
 
 def test_the_price_of_a_row_is_remembered_while_no_prompt_comes() -> None:
-    pace = Pace()
+    pace = PromptCosts()
     pace.add(100, 0.110)
     for _ in range(500):
         pace.add(0, 0.010)

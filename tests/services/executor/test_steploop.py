@@ -8,7 +8,7 @@ from llmproto.errors import ErrorKind
 from llmproto.generation import Sampling
 from llmservices.executor.contract import Admission, EngineConfig
 from llmservices.executor.core import Engine
-from llmservices.executor.costs import Pace, StepCosts
+from llmservices.executor.costs import PromptCosts, StepCosts
 from llmservices.executor.steploop import Add, Drop, Mark, Report, Resend, StepLoop
 from llmservices.models.decoder import Decoder
 
@@ -165,7 +165,7 @@ def test_a_long_prompt_holds_up_answers_no_longer_than_wished(
     table = Table(tiny, tmp_path, mixed_step_ms=20)
     table.add(1, output=30)
     table.turn()
-    table.loop._pace = Pace()
+    table.loop._pace = PromptCosts()
     table.loop._pace.add(0, 0.002)
     table.loop._pace.add(10, 0.022)  # 2 ms a row
     table.add(2, prompt=40)

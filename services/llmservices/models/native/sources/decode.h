@@ -77,12 +77,7 @@ struct DecodeStep {
         const bool alone = rows <= ALONE_ROWS;
         const Input &to = alone ? scratch.alone : shared;
         const auto prepare = [&](int64_t row) {
-            const float *values = from + row * stride;
-            if (norm) {
-                norm_row(values, norm, model.norm_eps, model.hidden, matrix.depth, scratch.rows);
-                values = scratch.rows;
-            }
-            prepare_row(values, matrix, to, row);
+            prepare_row(from + row * stride, model, norm, matrix, scratch.rows, to, row);
         };
         if (alone)
             for (int64_t row = 0; row < rows; row++) prepare(row);

@@ -298,26 +298,22 @@ template <class Kind> void multiply(const Product &product, int64_t *taken, int 
     }
 }
 
-void panel_any(const Product &product, int64_t panel, float *sums) {
-    switch (product.matrix->kind) {
-    case LLM_FLOAT32: return panel_of<Plain<DotFloat32>>(product, panel, sums);
-    case LLM_BFLOAT16: return panel_of<Plain<DotBfloat16>>(product, panel, sums);
-    case LLM_INT8:
-        return product.matrix->grouped ? panel_of<GroupedRows>(product, panel, sums)
-                                       : panel_of<Plain<DotInt8>>(product, panel, sums);
-    default: return panel_of<Grouped>(product, panel, sums);
+// Calls run(kind) with the kind of products that a matrix wants.
+template <class Run> INLINE void of_kind(const LlmMatrix &matrix, Run run) {
+    switch (matrix.kind) {
+    case LLM_FLOAT32: return run(Plain<DotFloat32>{});
+    case LLM_BFLOAT16: return run(Plain<DotBfloat16>{});
+    case LLM_INT8: return matrix.grouped ? run(GroupedRows{}) : run(Plain<DotInt8>{});
+    default: return run(Grouped{});
     }
 }
 
+void panel_any(const Product &product, int64_t panel, float *sums) {
+    of_kind(*product.matrix, [&](auto kind) { panel_of<decltype(kind)>(product, panel, sums); });
+}
+
 void multiply_any(const Product &product, int64_t *taken, int threads, float *scratch) {
-    switch (product.matrix->kind) {
-    case LLM_FLOAT32: return multiply<Plain<DotFloat32>>(product, taken, threads, scratch);
-    case LLM_BFLOAT16: return multiply<Plain<DotBfloat16>>(product, taken, threads, scratch);
-    case LLM_INT8:
-        return product.matrix->grouped ? multiply<GroupedRows>(product, taken, threads, scratch)
-                                       : multiply<Plain<DotInt8>>(product, taken, threads, scratch);
-    default: return multiply<Grouped>(product, taken, threads, scratch);
-    }
+    of_kind(*product.matrix, [&](auto kind) { multiply<decltype(kind)>(product, taken, threads, scratch); });
 }
 
 } // namespace

@@ -113,6 +113,13 @@ INLINE void norm_row(const float *from, const float *weight, float eps, int64_t 
     for (int64_t i = 0; i < depth; i += WIDTH) store(to + i, load(from + i) * inverse * load(weight + i));
 }
 
+// The same of the row through a norm, where there is one; `normed` has room for it.
+INLINE void prepare_row(const float *from, const LlmModel &model, const float *norm, const LlmMatrix &matrix,
+                        float *normed, const Input &to, int64_t row) {
+    if (norm) norm_row(from, norm, model.norm_eps, model.hidden, matrix.depth, normed);
+    prepare_row(norm ? normed : from, matrix, to, row);
+}
+
 // By how much the halves of a head are turned at a position.
 INLINE void turn_angles(const LlmModel &model, int64_t position, float *cosines, float *sines) {
     for (int64_t i = 0; i < model.head_dim / 2; i++) {

@@ -42,14 +42,8 @@ struct Step {
     Input prepare(const float *from, int64_t stride, const float *norm, const LlmMatrix &matrix) {
         const bool alone = rows <= ALONE_ROWS;
         const Input &to = alone ? scratch.alone : engine.input;
-        for (int64_t row = alone ? 0 : mine(rows, 0); row < (alone ? rows : mine(rows, 1)); row++) {
-            const float *values = from + row * stride;
-            if (norm) {
-                norm_row(values, norm, model.norm_eps, model.hidden, matrix.depth, scratch.rows);
-                values = scratch.rows;
-            }
-            prepare_row(values, matrix, to, row);
-        }
+        for (int64_t row = alone ? 0 : mine(rows, 0); row < (alone ? rows : mine(rows, 1)); row++)
+            prepare_row(from + row * stride, model, norm, matrix, scratch.rows, to, row);
         if (!alone) meet();
         return to;
     }
