@@ -13,7 +13,12 @@ from llmproto.errors import ErrorKind, RemoteError
 from llmservices.executor import loader
 from llmservices.executor.costs import UNKNOWN_MS, StepCosts
 from llmservices.executor.encoding import EncoderEngine
-from llmservices.executor.loader import Settings, load_engine, threads_for
+from llmservices.executor.loader import (
+    MIXED_STEP_MS_DEFAULT,
+    Settings,
+    load_engine,
+    threads_for,
+)
 from llmservices.models.loading import load
 from llmservices.models.native.bindings import Functions
 
@@ -45,6 +50,15 @@ def test_the_cache_is_no_larger_than_all_contexts(tiny_folder: Path) -> None:
     engine = load_engine(settings(tiny_folder, config), lambda plan: None)
     assert engine.blocks == 3 * (160 // 16)
     assert engine.config.residents_max == 3
+
+
+@pytest.mark.parametrize(("said", "kept"), [(None, MIXED_STEP_MS_DEFAULT), (20, 20)])
+def test_steps_with_prompts_beside_answers_are_bounded(
+    tiny_folder: Path, said: int | None, kept: int
+) -> None:
+    config = ExecutorConfig(mixed_step_ms=said)
+    engine = load_engine(settings(tiny_folder, config), lambda plan: None)
+    assert engine.config.mixed_step_ms == kept
 
 
 @pytest.mark.parametrize("weights", ["auto", "int8", "int4"])
